@@ -1,0 +1,112 @@
+"""attnkit: attention primitives that anyone combines freely into heads, blocks and models.
+
+One idea: *which keys a query sees* (a layout, plain data whose meaning is `to_mask()`) is separate from *how softmax
+over them is computed* (a backend).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from attnkit.errors import AttnkitError
+
+if TYPE_CHECKING:
+    from attnkit import analysis, errors, kernels, layouts, primitives, testing
+    from attnkit.analysis import draw, explain, flops
+    from attnkit.blocks import MLP, Block
+    from attnkit.factory import build
+    from attnkit.grid import Grid
+    from attnkit.heads import HeadMix, Mix
+    from attnkit.kernels import attend, use_backend
+    from attnkit.primitives import (
+        Conv,
+        CrossShaped,
+        Dense,
+        LearnedQuery,
+        Linformer,
+        MaskPredictor,
+        Neighborhood,
+        PooledGlobal,
+        RandomWindow,
+        TopKRegion,
+        Window,
+    )
+    from attnkit.registry import list_models, list_primitives, register_primitive
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "attnkit.analysis": ("draw", "explain", "flops"),
+    "attnkit.blocks": ("MLP", "Block"),
+    "attnkit.factory": ("build",),
+    "attnkit.grid": ("Grid",),
+    "attnkit.heads": ("HeadMix", "Mix"),
+    "attnkit.kernels": ("attend", "use_backend"),
+    "attnkit.primitives": (
+        "Conv",
+        "CrossShaped",
+        "Dense",
+        "LearnedQuery",
+        "Linformer",
+        "MaskPredictor",
+        "Neighborhood",
+        "PooledGlobal",
+        "RandomWindow",
+        "TopKRegion",
+        "Window",
+    ),
+    "attnkit.registry": ("list_models", "list_primitives", "register_primitive"),
+}
+_HOMES = {name: module for module, names in _PLACES.items() for name in names}
+_MODULES = ("analysis", "errors", "kernels", "layouts", "primitives", "testing")
+
+__all__ = [
+    "MLP",
+    "AttnkitError",
+    "Block",
+    "Conv",
+    "CrossShaped",
+    "Dense",
+    "Grid",
+    "HeadMix",
+    "LearnedQuery",
+    "Linformer",
+    "MaskPredictor",
+    "Mix",
+    "Neighborhood",
+    "PooledGlobal",
+    "RandomWindow",
+    "TopKRegion",
+    "Window",
+    "analysis",
+    "attend",
+    "build",
+    "draw",
+    "errors",
+    "explain",
+    "flops",
+    "kernels",
+    "layouts",
+    "list_models",
+    "list_primitives",
+    "primitives",
+    "register_primitive",
+    "testing",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"attnkit.{name}")
+    else:
+        raise AttributeError(f"module 'attnkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

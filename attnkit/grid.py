@@ -1,0 +1,112 @@
+"""Grid: how the tokens of an image, a sequence or a video lie in one row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import ShapeError
+
+Sizes: TypeAlias = "int | tuple[int, ...] | list[int]"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Grid:
+    """Token order: `prefix` tokens (CLS, registers) first, then the grid's tokens row-major.
+
+    Args:
+        *sizes: length of each axis in tokens, all >= 1. `Grid(14, 14)` is an image of height 14 and width 14,
+            `Grid(196)` a sequence, `Grid(8, 14, 14)` a video.
+        prefix: number of tokens before the grid's own, >= 0.
+        height: the last axis but one, as a keyword instead of a position.
+        width: the last axis, as a keyword instead of a position.
+
+    Raises:
+        ShapeError: for a size below 1, a negative prefix, or anything that is not an integer.
+    """
+
+    sizes: tuple[int, ...]
+    prefix: int
+
+    def __init__(self, *sizes: int, prefix: int = 0, height: int | None = None, width: int | None = None) -> None:
+        if height is not None:
+            sizes = (*sizes, height)
+        if width is not None:
+            sizes = (*sizes, width)
+        if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
+            raise ShapeError(f"Grid needs one or more sizes, each an integer >= 1 token, but got {sizes}")
+        if not isinstance(prefix, int) or isinstance(prefix, bool) or prefix < 0:
+            raise ShapeError(f"Grid(prefix=...) is a number of tokens, an integer >= 0, but got {prefix!r}")
+        object.__setattr__(self, "sizes", tuple(sizes))
+        object.__setattr__(self, "prefix", prefix)
+
+    def __repr__(self) -> str:
+        tail = f", prefix={self.prefix}" if self.prefix else ""
+        return f"Grid({', '.join(map(str, self.sizes))}{tail})"
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.sizes)
+
+    @property
+    def height(self) -> int:
+        """Length of the last axis but one in tokens; 1 for a sequence."""
+        return self.sizes[-2] if self.ndim > 1 else 1
+
+    @property
+    def width(self) -> int:
+        """Length of the last axis in tokens."""
+        return self.sizes[-1]
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of tokens on the grid, without the prefix."""
+        return math.prod(self.sizes)
+
+    @property
+    def tokens(self) -> int:
+        """Number of all tokens, N = prefix + image tokens."""
+        return self.prefix + self.image_tokens
+
+    def with_prefix(self, prefix: int) -> Grid:
+        """The same grid behind another number of prefix tokens."""
+        return Grid(*self.sizes, prefix=prefix)
+
+    def strided(self, stride: Sizes) -> Grid:
+        """The grid of every `stride`-th token along each axis, from the first on: sizes are ceil(size / stride)."""
+        steps = self.per_axis(stride, "stride")
+        return Grid(*(-(-size // step) for size, step in zip(self.sizes, steps, strict=True)), prefix=self.prefix)
+
+    def coords(self, device: torch.device | str | None = None) -> Tensor:
+        """Position of every image token, row-major, int64 of shape (image_tokens, ndim)."""
+        axes = [torch.arange(size, device=device) for size in self.sizes]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, self.ndim)
+
+    def per_axis(self, value: Sizes, what: str) -> tuple[int, ...]:
+        """Spreads one number over all axes, or checks that there is one per axis.
+
+        Args:
+            value: an integer >= 1, or one per axis.
+            what: the name of the number in the error message.
+
+        Raises:
+            ShapeError: for another length, or a number below 1.
+        """
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.ndim
+        good = all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in values)
+        if len(values) != self.ndim or not good:
+            raise ShapeError(f"{what} is an integer >= 1 or one per axis of {self}, but got {value!r}")
+        return values
+
+    def check_tokens(self, tokens: int, what: str = "x") -> None:
+        """Raises `ShapeError` unless `tokens` is the number of tokens of this grid."""
+        if tokens != self.tokens:
+            prefix = f"{self.prefix} prefix + " if self.prefix else ""
+            raise ShapeError(
+                f"{what} has {tokens} tokens but {self} holds {prefix}{'*'.join(map(str, self.sizes))} = {self.tokens}"
+            )

@@ -1,0 +1,264 @@
+"""HeadMix: groups of heads of different primitives on one fused projection."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from attnkit.errors import AttnkitError, ConfigError, ShapeError
+from attnkit.grid import Grid
+from attnkit.options import Options, positive
+from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
+
+GroupLike: TypeAlias = "PrimitiveOptions | Mapping[str, Any]"
+
+
+@dataclass(frozen=True)
+class Mix(Options):
+    """A mix of head groups as data.
+
+    Args:
+        groups: options of the groups, in the order of their channels; at least one.
+        dim: width of the input and output; needed only where nothing around the mix says it.
+        head_dim: width of one head; dim / heads where not given.
+        out_dim: width of the output, where it is not `dim`.
+        qkv_bias: whether the fused projection has a bias.
+        proj_bias: whether the output projection has a bias.
+    """
+
+    kind: ClassVar[str] = "mix"
+
+    groups: tuple[PrimitiveOptions, ...]
+    _: KW_ONLY
+    dim: int | None = None
+    head_dim: int | None = None
+    out_dim: int | None = None
+    qkv_bias: bool = True
+    proj_bias: bool = True
+
+    def problems(self) -> list[str]:
+        found = positive(dim=self.dim, head_dim=self.head_dim, out_dim=self.out_dim)
+        if not self.groups:
+            found.append("groups=(): a mix needs at least one head group")
+        strides = {group.kind: group.output_stride() for group in self.groups}
+        if len(set(strides.values())) > 1:
+            found.append(f"groups=...: all groups need one stride, but they have {strides}")
+        return found
+
+    @property
+    def output_stride(self) -> int:
+        """Step between the mix's outputs in tokens, the same for all groups."""
+        return self.groups[0].output_stride()
+
+    @property
+    def heads(self) -> int:
+        """Number of heads of all groups together."""
+        return sum(group.heads for group in self.groups)
+
+    def build(self, dim: int | None = None, layer: int = 0) -> HeadMix:
+        """Makes the module, of width `dim` where the mix itself does not say."""
+        width = self.dim if dim is None else dim
+        if width is None:
+            raise ConfigError("a mix on its own needs its width: {'kind': 'mix', 'dim': 96, 'groups': [...]}")
+        return HeadMix(
+            width,
+            self.groups,
+            head_dim=self.head_dim,
+            out_dim=self.out_dim,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
+            layer=layer,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MixOutput:
+    """What `HeadMix.run` returns.
+
+    Attributes:
+        x: (B, N', C').
+        grid: how the N' tokens lie.
+        aux: what the groups gave beside their output, under "group number.name".
+    """
+
+    x: Tensor
+    grid: Grid
+    aux: Mapping[str, Tensor]
+
+
+class HeadMix(nn.Module):
+    """Groups of heads, each of its own primitive, side by side: one projection in, one out.
+
+    `out = W_o concat(group_1(x), ..., group_n(x))`, the groups' channels in the order given. One fused linear makes
+    exactly the columns the groups need, q then k then v inside a group, so a single dense group has the weights of a
+    standard attention layer (`qkv.weight`, `proj.weight`).
+
+    Args:
+        dim: width of the input, C.
+        groups: option objects or plain dicts, e.g. `[Conv(heads=2), RandomWindow(heads=2, window=49)]`.
+        head_dim: width of one head; dim / (number of all heads) where not given.
+        out_dim: width of the output; `dim` where not given.
+        qkv_bias: whether the fused projection has a bias.
+        proj_bias: whether the output projection has a bias.
+        layer: number of this layer in its model, by which random windows differ.
+
+    Raises:
+        ConfigError: for an empty mix, heads that do not divide `dim`, or options with mistakes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        groups: Sequence[GroupLike],
+        *,
+        head_dim: int | None = None,
+        out_dim: int | None = None,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.options = read_groups(groups)
+        heads = sum(group.heads for group in self.options)
+        for name, size in (("dim", dim), ("head_dim", head_dim), ("out_dim", out_dim)):
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+                raise ConfigError(f"HeadMix({name}=...) is a number of channels, an integer >= 1, but got {size!r}")
+        if head_dim is None and dim % heads:
+            split = " + ".join(str(group.heads) for group in self.options)
+            raise ConfigError(
+                f"dim={dim} does not divide into {split} = {heads} heads; choose heads that divide it or give head_dim"
+            )
+        self.dim = dim
+        self.out_dim = dim if out_dim is None else out_dim
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        context = BuildContext(dim, self.head_dim, layer)
+        self.columns: list[Columns] = [group.columns(context) for group in self.options]
+        widths = [width for columns in self.columns for width in (columns.q, columns.k, columns.v)]
+        self._widths = widths
+        self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias)
+        self.groups = nn.ModuleList(group.build(context) for group in self.options)
+        self.proj = nn.Linear(heads * self.head_dim, self.out_dim, bias=proj_bias)
+        self.draws: Tensor
+        self.stochastic = any(group.stochastic for group in self._groups())
+        if self.stochastic:
+            self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self._pending = 0
+        self._repeated = False
+
+    def forward(
+        self, x: Tensor, grid: Grid | None = None, *, token_mask: Tensor | None = None, draw: Tensor | None = None
+    ) -> Tensor:
+        """Runs the mix.
+
+        Args:
+            x: feature map (B, H, W, C), or tokens (B, N, C) with N = prefix + H * W in the order of `grid`.
+            grid: how the tokens lie; needed for tokens, left out for a map.
+            token_mask: bool (B, N); tokens where it is False are seen by no query. Tokens only.
+            draw: number of the random draw, from `next_draw`; needed only where this call may be run a second time, as
+                activation checkpointing does.
+
+        Returns:
+            (B, H', W', C') or (B, N', C').
+        """
+        if grid is not None:
+            return self.run(x, grid, token_mask=token_mask, draw=draw).x
+        if x.ndim < 4:
+            raise ShapeError(
+                f"HeadMix takes a map (B, H, W, C), or tokens (B, N, C) with their grid, "
+                f"but got {tuple(x.shape)} without one"
+            )
+        if token_mask is not None:
+            raise ShapeError("token_mask goes with tokens (B, N, C) and their grid, but x is a map")
+        if not x.numel():
+            raise ShapeError(f"HeadMix got an empty map {tuple(x.shape)}")
+        found = self.run(x.flatten(1, -2), Grid(*x.shape[1:-1]), draw=draw)
+        return found.x.unflatten(1, found.grid.sizes)
+
+    def run(self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None) -> MixOutput:
+        """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output."""
+        self._check(x, grid, token_mask)
+        if draw is None:
+            draw = self.next_draw()
+        parts = iter(self.qkv(x).split(self._widths, dim=-1))
+        outputs: list[HeadOutput] = []
+        for group, options in zip(self._groups(), self.options, strict=True):
+            q, k, v = (_heads(next(parts), options.heads) for _ in range(3))
+            outputs.append(group(HeadInputs(x, q, k, v, grid, token_mask, draw)))
+        grids = [output.grid for output in outputs]
+        if any(one != grids[0] for one in grids):
+            pairs = ", ".join(f"{options.kind} -> {one}" for options, one in zip(self.options, grids, strict=True))
+            raise ShapeError(f"all groups of a mix must give the same grid, but got {pairs}; give them one stride")
+        joined = torch.cat([rearrange(output.out, "b h n d -> b n (h d)") for output in outputs], dim=-1)
+        aux = {f"{index}.{name}": one for index, output in enumerate(outputs) for name, one in output.aux.items()}
+        return MixOutput(self.proj(joined), grids[0], aux)
+
+    def next_draw(self) -> Tensor | None:
+        """Counts one more training pass and returns its number; None in evaluation or where nothing is random.
+
+        A region that activation checkpointing runs a second time must see the same windows again. A model therefore
+        calls this outside the region and passes the number in. Where that was not done, a second run takes the number
+        of the first as long as only one is pending.
+
+        Raises:
+            AttnkitError: if a region is run again while several passes are pending, so that nobody knows which it was.
+        """
+        if not self.stochastic or not self.training:
+            return None
+        if not torch.compiler.is_compiling():
+            if torch._C._current_graph_task_id() != -1:
+                return self._repeated_draw()
+            self._pending = 1 if self._repeated else self._pending + 1
+            self._repeated = False
+        draw = self.draws.clone()
+        self.draws += 1
+        return draw
+
+    def _repeated_draw(self) -> Tensor:
+        """The number of the last pass, for a checkpointed region that runs again during the backward pass."""
+        self._repeated = True
+        if self._pending > 1:
+            raise AttnkitError(
+                f"a checkpointed region with random windows is run again while {self._pending} training passes are "
+                f"pending; call draw = mix.next_draw() before the region and pass draw=draw into it"
+            )
+        return self.draws - 1
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, head_dim={self.head_dim}, out_dim={self.out_dim}"
+
+    def _groups(self) -> list[HeadGroup]:
+        return typing.cast("list[HeadGroup]", list(self.groups))
+
+    def _check(self, x: Tensor, grid: Grid, token_mask: Tensor | None) -> None:
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ShapeError(f"HeadMix of dim={self.dim} takes tokens (B, N, {self.dim}), but got {tuple(x.shape)}")
+        grid.check_tokens(x.shape[1])
+        if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]):
+            raise ShapeError(
+                f"token_mask must be bool (B, N) = {tuple(x.shape[:2])}, "
+                f"but got {token_mask.dtype} {tuple(token_mask.shape)}"
+            )
+
+
+def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:
+    """Option objects from a list of option objects and plain dicts, all mistakes reported together."""
+    if isinstance(groups, (Mapping, PrimitiveOptions, str)) or not isinstance(groups, Sequence):
+        raise ConfigError(f"groups must be a list of options, such as [Dense(heads=4)], but got {groups!r}")
+    plain = {"groups": [group if isinstance(group, Options) else _plain_group(group) for group in groups]}
+    return Mix.from_dict(plain).groups
+
+
+def _plain_group(group: Any) -> Any:
+    if isinstance(group, Mapping) and "kind" not in group:
+        raise ConfigError(f"a head group given as a dict needs a 'kind', such as 'dense', but got {dict(group)!r}")
+    return group
+
+
+def _heads(columns: Tensor, heads: int) -> Tensor | None:
+    return rearrange(columns, "b n (h d) -> b h n d", h=heads) if columns.shape[-1] else None

@@ -1,0 +1,140 @@
+"""AttendCall: one attention problem, checked once, as every backend gets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import ShapeError
+from attnkit.layouts import Layout, RelativeTable
+
+PairValues: TypeAlias = "Tensor | RelativeTable"
+
+
+class AttendResult(NamedTuple):
+    """What a backend returns: `out` (B, heads, Nq, Dv) and, if asked for, `lse` (B, heads, Nq)."""
+
+    out: Tensor
+    lse: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class AttendCall:
+    """softmax over visible keys of scale * q.k + bias, times gain, times v.
+
+    Attributes:
+        q: (B, heads, Nq, D).
+        k: (B, heads, Nk, D).
+        v: (B, heads, Nk, Dv); may have another dtype than q and k.
+        layout: which keys each query sees.
+        scale: factor of the logits.
+        bias: added to the logits: a tensor that broadcasts to (B, heads, Nq, Nk), a `RelativeTable`, or None.
+        gain: factor of the weights after the softmax, in the same forms.
+        return_lse: whether the log of the softmax's denominator is asked for.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: Layout
+    scale: float
+    bias: PairValues | None = None
+    gain: PairValues | None = None
+    return_lse: bool = False
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether a backward pass may follow."""
+        extra = [one.table if isinstance(one, RelativeTable) else one for one in (self.bias, self.gain)]
+        tensors = [self.q, self.k, self.v, *extra]
+        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float64 for float64 inputs, else float32."""
+        return torch.float64 if torch.float64 in (self.q.dtype, self.v.dtype) else torch.float32
+
+    def pair_values(self, values: PairValues | None) -> Tensor | None:
+        """Bias or gain as a tensor of four dimensions that broadcasts to (B, heads, Nq, Nk)."""
+        if isinstance(values, RelativeTable):
+            return values.dense(self.layout.num_queries)
+        return values
+
+    def pairs_at(self, values: PairValues | None, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Bias or gain at pairs of tokens.
+
+        Args:
+            values: bias or gain of this call.
+            queries: int64 (B or 1, heads or 1, ...) query numbers; negative ones give any value.
+            keys: int64 key numbers that broadcast with `queries`.
+        """
+        if values is None:
+            return None
+        if isinstance(values, RelativeTable):
+            return values.lookup(queries, keys)
+        flat = values.expand(*values.shape[:2], self.layout.num_queries, self.layout.num_keys).flatten(2)
+        spot = queries.clamp(min=0) * self.layout.num_keys + keys.clamp(min=0)
+        shape = torch.broadcast_shapes(flat.shape[:2], spot.shape[:2])
+        spot = spot.expand(*shape, *spot.shape[2:])
+        return flat.expand(*shape, -1).gather(2, spot.flatten(2)).view(spot.shape)
+
+    def replace(self, **changes: object) -> AttendCall:
+        """A copy with other fields."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def check_call(call: AttendCall) -> None:
+    """Raises `ShapeError` with one sentence for shapes, dtypes or devices that do not fit each other."""
+    q, k, v, layout = call.q, call.k, call.v, call.layout
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ShapeError(f"attend needs q, k and v of shape (B, heads, N, D), but got {_shapes(call)}")
+    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ShapeError(
+            "attend needs q (B, heads, Nq, D), k (B, heads, Nk, D) and v (B, heads, Nk, Dv) to agree, "
+            f"but got {_shapes(call)}"
+        )
+    if not q.shape[1] or not q.shape[3] or not v.shape[3]:
+        raise ShapeError(f"attend needs at least one head and widths >= 1, but got {_shapes(call)}")
+    if not q.is_floating_point() or q.dtype != k.dtype or not v.is_floating_point():
+        raise ShapeError(
+            f"attend needs floating q and k of one dtype and a floating v, but got {q.dtype}, {k.dtype} and {v.dtype}"
+        )
+    if not q.device == k.device == v.device:
+        raise ShapeError(f"attend needs q, k and v on one device, but got {q.device}, {k.device} and {v.device}")
+    if (layout.num_queries, layout.num_keys) != (q.shape[2], k.shape[2]):
+        raise ShapeError(
+            f"the {layout.kind} layout is for {layout.num_queries} queries and {layout.num_keys} keys, "
+            f"but got {_shapes(call)}"
+        )
+    for name, values in (("bias", call.bias), ("gain", call.gain)):
+        if isinstance(values, RelativeTable):
+            _check_table(name, values, call)
+        elif values is not None:
+            _check_pairs(name, values, call)
+
+
+def _shapes(call: AttendCall) -> str:
+    return f"q {tuple(call.q.shape)}, k {tuple(call.k.shape)}, v {tuple(call.v.shape)}"
+
+
+def _check_pairs(name: str, values: Tensor, call: AttendCall) -> None:
+    full = (*call.q.shape[:3], call.k.shape[2])
+    fits = values.ndim == 4 and all(one in (1, size) for one, size in zip(values.shape, full, strict=True))
+    if not fits or not values.is_floating_point():
+        raise ShapeError(
+            f"{name} must be floating and broadcast to (B, heads, Nq, Nk) = {full}, "
+            f"but got {values.dtype} {tuple(values.shape)}"
+        )
+
+
+def _check_table(name: str, values: RelativeTable, call: AttendCall) -> None:
+    layout, grid = call.layout, values.grid
+    queries = grid.strided(values.stride).tokens
+    if values.table.shape[0] != call.q.shape[1] or (queries, grid.tokens) != (layout.num_queries, layout.num_keys):
+        raise ShapeError(
+            f"{name} is a relative table for {values.table.shape[0]} heads, {queries} queries and {grid.tokens} keys, "
+            f"but the call has {call.q.shape[1]} heads, {layout.num_queries} queries and {layout.num_keys} keys"
+        )

@@ -1,0 +1,187 @@
+"""Dispatch: which backend computes a call, and why the others do not."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeAlias
+
+from attnkit.errors import BackendError, did_you_mean
+from attnkit.kernels.backend import Backend
+from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.registry import BACKENDS, load
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What dispatch decided for one call.
+
+    Attributes:
+        call: the call.
+        backend: the name of the backend that runs it.
+        reasons: for every other backend, why it does not run.
+    """
+
+    call: AttendCall
+    backend: str
+    reasons: dict[str, tuple[str, ...]]
+
+
+# A plain list, not a context variable: torch.compile guards it and recompiles when it changes. The environment is read
+# once, here, because a read inside a compiled forward would go stale. The last entry is in force; None means automatic.
+_preferences: list[str | None] = [os.environ.get("ATTNKIT_BACKEND") or None]
+_backends: dict[str, Backend] = {}
+_recorders: list[list[Choice]] = []
+
+Wrapper: TypeAlias = "Callable[[AttendCall, Callable[[], AttendResult]], AttendResult]"
+_wrappers: list[Wrapper] = []
+
+
+class use_backend:
+    """Context manager: every call inside runs on one backend, or raises if it cannot.
+
+    Args:
+        name: `"reference"`, `"sdpa"`, `"gather"`, `"flex"`, or several separated by commas, the first that can run a
+            call being used; `None` or `"auto"` returns to the automatic choice.
+
+    Raises:
+        BackendError: for an unknown name, at once.
+
+    The setting is process-wide, not per thread.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None:
+            _names(name)
+        self.name = name
+
+    def __enter__(self) -> use_backend:
+        _preferences.append(self.name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _preferences.pop()
+
+
+@contextmanager
+def recording() -> Iterator[list[Choice]]:
+    """Collects a `Choice` for every call made inside the `with` block."""
+    choices: list[Choice] = []
+    _recorders.append(choices)
+    try:
+        yield choices
+    finally:
+        # By identity: two nested recordings may hold equal lists.
+        _recorders[:] = [one for one in _recorders if one is not choices]
+
+
+@contextmanager
+def wrapping(wrapper: Wrapper) -> Iterator[None]:
+    """Runs `wrapper(call, compute)` for every call made inside the `with` block; it returns what `compute()` gives."""
+    _wrappers.append(wrapper)
+    try:
+        yield
+    finally:
+        _wrappers.remove(wrapper)
+
+
+def run(call: AttendCall, backend: str | None) -> AttendResult:
+    """Computes a call on the backend that precedence names: argument, `use_backend`, ATTNKIT_BACKEND, automatic."""
+    name = choose(call, backend)
+    if _recorders:
+        reasons = why_not_others(call, name, backend)
+        for recorder in _recorders:
+            recorder.append(Choice(call, name, reasons))
+    if _wrappers:
+        return _wrapped(call, backend_named(name))
+    return backend_named(name).run(call)
+
+
+def _wrapped(call: AttendCall, backend: Backend) -> AttendResult:
+    compute = functools.partial(backend.run, call)
+    for wrapper in _wrappers:
+        compute = functools.partial(wrapper, call, compute)
+    return compute()
+
+
+def choose(call: AttendCall, backend: str | None = None) -> str:
+    """Name of the backend that will run a call.
+
+    Raises:
+        BackendError: if the backends asked for cannot run it, with all their reasons.
+    """
+    asked = backend if backend is not None else _preferences[-1]
+    if asked is not None and asked != "auto":
+        refusals = []
+        for name in _names(asked):
+            reasons = _why_not(name, call)
+            if not reasons:
+                return name
+            refusals.append(f"backend {name!r} cannot run this call: {'; '.join(reasons)}")
+        raise BackendError(f"{' | '.join(refusals)} ({describe(call)})")
+    able = [name for name, target in BACKENDS.items() if target and not _why_not(name, call)]
+    return min(able, key=lambda name: backend_named(name).cost(call))
+
+
+def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) -> dict[str, tuple[str, ...]]:
+    """For every backend but the chosen one, the reasons why it does not run a call."""
+    found = {}
+    asked = backend if backend is not None else _preferences[-1]
+    price = backend_named(chosen).cost(call)
+    for name in BACKENDS:
+        if name == chosen:
+            continue
+        reasons = _why_not(name, call)
+        if not reasons and asked not in (None, "auto"):
+            reasons = (f"it could run, but {asked!r} was asked for",)
+        elif not reasons:
+            ratio = backend_named(name).cost(call) / price if price else 1.0
+            reasons = (f"it could run, at an estimated {ratio:.1f} times the cost",)
+        found[name] = reasons
+    return found
+
+
+def describe(call: AttendCall) -> str:
+    """One line about a call for messages."""
+    q, v = call.q, call.v
+    return (
+        f"q {tuple(q.shape)}, v {tuple(v.shape)}, {q.dtype}, {q.device}, {call.layout.kind} layout"
+        f"{', with grad' if call.needs_grad else ''}"
+    )
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of a name, imported on first use.
+
+    Raises:
+        BackendError: if there is none, naming the nearest.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}{did_you_mean(name, BACKENDS)} (backends: {', '.join(BACKENDS)})")
+    if not BACKENDS[name]:
+        raise BackendError(f"backend {name!r} is planned but not part of this version")
+    if name not in _backends:
+        _backends[name] = load(BACKENDS[name])()
+    return _backends[name]
+
+
+def _why_not(name: str, call: AttendCall) -> tuple[str, ...]:
+    if name in BACKENDS and not BACKENDS[name]:
+        return ("it is planned but not part of this version",)
+    return backend_named(name).why_not(call)
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in str(text).split(",")]
+    for name in names:
+        if name not in BACKENDS and name != "auto":
+            raise BackendError(
+                f"unknown backend {name!r}{did_you_mean(name, BACKENDS)} (backends: auto, {', '.join(BACKENDS)})"
+            )
+    return names

@@ -1,0 +1,244 @@
+"""The gather backend: plain PyTorch that fetches the keys each query sees; nothing of size Nq x Nk exists."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from attnkit.kernels.backend import Backend, size_of
+from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.softmax import fused_attention, masked_softmax, plain_attention
+from attnkit.layouts import Blocks, Stencil, TokenSets
+
+
+class GatherBackend(Backend):
+    """Blocks: gathered keys and one batched attention. Token sets: a list of keys per query. Stencils: shifted maps."""
+
+    name: ClassVar[str] = "gather"
+
+    def why_not(self, call: AttendCall) -> tuple[str, ...]:
+        if isinstance(call.layout, (Blocks, Stencil, TokenSets)):
+            return ()
+        return (f"a {call.layout.kind} layout has no list of keys to fetch; it takes blocks, stencil and token_sets",)
+
+    def cost(self, call: AttendCall) -> float:
+        layout = call.layout
+        # Fetching a key costs about as much as the arithmetic of one query row when a block shares it, far more when
+        # every query has keys of its own.
+        overhead = 1.5 if isinstance(layout, Blocks) else 12.0 if isinstance(layout, TokenSets) else 4.0
+        return overhead * size_of(call, layout.key_slots)
+
+    def run(self, call: AttendCall) -> AttendResult:
+        layout = call.layout
+        prefix = layout.global_queries
+        if isinstance(layout, Blocks):
+            image = _blocks(call, layout)
+        elif isinstance(layout, Stencil) and layout.border == "mask":
+            image = _shifts(call, layout)
+        elif isinstance(layout, Stencil):
+            image = _lists(call, layout.taps(call.q.device)[None, None])
+        else:
+            assert isinstance(layout, TokenSets)
+            image = _lists(call, layout.index)
+        if not prefix:
+            return image
+        row = _global_rows(call, prefix)
+        lse = None if image.lse is None or row.lse is None else torch.cat([row.lse, image.lse], dim=2)
+        return AttendResult(torch.cat([row.out, image.out], dim=2), lse)
+
+
+def _fused(call: AttendCall) -> bool:
+    return call.gain is None and not call.return_lse and call.q.dtype == call.v.dtype
+
+
+def _visible_values(call: AttendCall) -> tuple[Tensor, Tensor]:
+    """k and v with zeros where no query may look, so that NaN there cannot spread as zero times NaN."""
+    mask = call.layout.key_mask
+    if mask is None:
+        return call.k, call.v
+    return call.k.where(mask[..., None], 0.0), call.v.where(mask[..., None], 0.0)
+
+
+def _global_rows(call: AttendCall, prefix: int) -> AttendResult:
+    """The prefix queries, which see every key that is not masked."""
+    mask = None if call.layout.key_mask is None else call.layout.key_mask[:, :, None]
+    k, v = _visible_values(call)
+    rows = torch.arange(prefix, device=call.q.device)[None, None, :, None]
+    keys = torch.arange(call.k.shape[2], device=call.q.device)[None, None, None]
+    bias, gain = (call.pairs_at(values, rows, keys) for values in (call.bias, call.gain))
+    q = call.q[:, :, :prefix]
+    if _fused(call):
+        return AttendResult(fused_attention(q, k, v, mask, call.scale, bias), None)
+    return plain_attention(q, k, v, mask, call.scale, bias, gain, call.compute_dtype)
+
+
+def _fetch(rows: Tensor, token: Tensor) -> Tensor:
+    """Rows of (B, heads, N, D) at tokens (B or 1, heads or 1, ...): (B, heads, ..., D); -1 fetches zeros.
+
+    Heads that share their tokens are fetched together, straight from the (B, N, heads, D) order in which a projection
+    leaves them.
+    """
+    batch, heads, count, width = rows.shape
+    spot = token.clamp(min=0)
+    shape = token.shape[2:]
+    if token.shape[1] == 1:
+        flat = rows.transpose(1, 2)
+        if token.shape[0] == 1:
+            found = flat.index_select(1, spot.flatten())
+        else:
+            step = torch.arange(batch, device=rows.device).view(-1, 1) * count
+            found = flat.reshape(batch * count, heads, width).index_select(0, (spot.flatten(1) + step).flatten())
+        found = found.view(batch, *shape, heads, width).movedim(-2, 1)
+    else:
+        step = torch.arange(batch * heads, device=rows.device).view(batch, heads, 1) * count
+        spots = (spot.flatten(2).expand(batch, heads, -1) + step).flatten()
+        found = rows.reshape(batch * heads * count, width).index_select(0, spots).view(batch, heads, *shape, width)
+    return found
+
+
+def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
+    order, keys = layout.order, layout.key_tokens()
+    prefix = layout.prefix
+    if prefix:
+        shared = torch.arange(prefix, device=keys.device).expand(*keys.shape[:3], -1)
+        keys = torch.cat([shared, keys], dim=3)
+    partial = layout.key_mask is not None or layout.keys_cut.padded or layout.index is not None
+    valid = None
+    k, v = _visible_values(call)
+    near_k, near_v = _fetch(k, keys), _fetch(v, keys)
+    if partial:
+        valid = keys >= 0
+        # Slots without a key fetched token 0, whose values must not spread as zero times NaN.
+        near_k, near_v = near_k.where(valid[..., None], 0.0), near_v.where(valid[..., None], 0.0)
+        if layout.key_mask is not None:
+            mask = layout.key_mask
+            shape = torch.broadcast_shapes(mask.shape[:2], keys.shape[:2])
+            spots = keys.clamp(min=0).flatten(2).expand(*shape, -1)
+            valid = valid & mask.expand(*shape, -1).gather(2, spots).view(*shape, *keys.shape[2:])
+        valid = valid[..., None, :]
+    near_q = _fetch(call.q, order.token)
+    pairs = (order.token[..., :, None], keys[..., None, :])
+    bias, gain = (call.pairs_at(values, *pairs) for values in (call.bias, call.gain))
+    if _fused(call):
+        out, lse = _fused_blocks(near_q, near_k, near_v, valid, call.scale, bias), None
+    else:
+        out, lse = plain_attention(near_q, near_k, near_v, valid, call.scale, bias, gain, call.compute_dtype)
+    out = _fetch(out.flatten(2, 3), order.slot)
+    if lse is not None:
+        lse = _fetch(lse.flatten(2)[..., None], order.slot)[..., 0]
+    return AttendResult(out, lse)
+
+
+def _fused_blocks(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scale: float, bias: Tensor | None) -> Tensor:
+    """Blocks become batch items: (B, heads, R, T, D) -> (B * R, heads, T, D)."""
+    batch, _, blocks = q.shape[:3]
+
+    def fold(one: Tensor) -> Tensor:
+        return rearrange(one, "b h r i j -> (b r) h i j")
+
+    def fold_pairs(one: Tensor | None) -> Tensor | None:
+        return None if one is None else fold(one.expand(batch, -1, blocks, -1, -1))
+
+    out = fused_attention(fold(q), fold(k), fold(v), fold_pairs(valid), scale, fold_pairs(bias))
+    return rearrange(out, "(b r) h i j -> b h r i j", b=batch)
+
+
+def _lists(call: AttendCall, index: Tensor) -> AttendResult:
+    """Every query with its own list of keys: index (B or 1, heads or 1, Nq - prefix, K)."""
+    layout = call.layout
+    if layout.global_keys:
+        shared = torch.arange(layout.global_keys, device=index.device).expand(*index.shape[:3], -1)
+        index = torch.cat([shared, index], dim=3)
+    valid = index >= 0
+    k, v = _visible_values(call)
+    near_k, near_v = _fetch(k, index), _fetch(v, index)
+    near_k, near_v = near_k.where(valid[..., None], 0.0), near_v.where(valid[..., None], 0.0)
+    if layout.key_mask is not None:
+        mask = layout.key_mask
+        shape = torch.broadcast_shapes(mask.shape[:2], index.shape[:2])
+        spots = index.clamp(min=0).flatten(2).expand(*shape, -1)
+        valid = valid & mask.expand(*shape, -1).gather(2, spots).view(*shape, *index.shape[2:])
+    first = layout.global_queries
+    rows = torch.arange(first, layout.num_queries, device=index.device)[None, None, :, None]
+    bias, gain = (call.pairs_at(values, rows, index) for values in (call.bias, call.gain))
+    out, lse = plain_attention(
+        call.q[:, :, first:, None],
+        near_k,
+        near_v,
+        valid[..., None, :],
+        call.scale,
+        None if bias is None else bias[..., None, :],
+        None if gain is None else gain[..., None, :],
+        call.compute_dtype,
+    )
+    return AttendResult(out[..., 0, :], lse[..., 0] if lse is not None and call.return_lse else None)
+
+
+def _shifts(call: AttendCall, layout: Stencil) -> AttendResult:
+    """A stencil whose border is masked: one shifted view of the padded maps per place of the window."""
+    dtype = call.compute_dtype
+    k, v = _visible_values(call)
+    prefix = layout.grid.prefix
+    views = list(_windows(layout))
+    k_map, v_map = (_padded_map(one.to(dtype), layout) for one in (k, v))
+    q = call.q[:, :, prefix:].to(dtype) * call.scale
+    q_map = q.unflatten(2, layout.query_grid.sizes)
+    logits = torch.stack([(q_map * k_map[view]).sum(-1) for view in views], dim=-1).flatten(2, -2)
+    index = layout.taps(call.q.device)[None, None]
+    valid = index >= 0
+    if layout.key_mask is not None:
+        mask = layout.key_mask
+        spots = index.clamp(min=0).flatten(2).expand(*mask.shape[:2], -1)
+        valid = valid & mask.gather(2, spots).view(*mask.shape[:2], *index.shape[2:])
+    if prefix:
+        logits = torch.cat([q @ k[:, :, :prefix].to(dtype).transpose(-2, -1), logits], dim=-1)
+        shared = torch.arange(prefix, device=index.device).expand(1, 1, index.shape[2], -1)
+        index = torch.cat([shared, index], dim=-1)
+        seen = valid.new_ones(1, 1, 1, prefix) if layout.key_mask is None else layout.key_mask[:, :, None, :prefix]
+        valid = torch.cat([seen.expand(*valid.shape[:3], -1), valid], dim=-1)
+    rows = torch.arange(prefix, layout.num_queries, device=index.device)[None, None, :, None]
+    bias, gain = (call.pairs_at(values, rows, index) for values in (call.bias, call.gain))
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    weights, lse = masked_softmax(logits, valid)
+    if gain is not None:
+        weights = weights * gain.to(dtype)
+    local = weights[..., prefix:].unflatten(2, layout.query_grid.sizes)
+    out = local[..., 0, None] * v_map[views[0]]
+    for place, view in enumerate(views[1:], start=1):
+        out = torch.addcmul(out, local[..., place, None], v_map[view])
+    out = out.flatten(2, -2)
+    if prefix:
+        out = out + weights[..., :prefix] @ v[:, :, :prefix].to(dtype)
+    return AttendResult(out.to(v.dtype), lse if call.return_lse else None)
+
+
+def _windows(layout: Stencil) -> list[tuple[slice, ...]]:
+    """For every window place, row-major, the slices of the padded map that hold its key for all queries."""
+    kernels, strides, dilations = layout.kernels, layout.strides, layout.dilations
+    sizes = layout.query_grid.sizes
+    views = []
+    for place in range(math.prod(kernels)):
+        slices: list[slice] = []
+        rest = place
+        for axis in reversed(range(len(kernels))):
+            rest, tap = divmod(rest, kernels[axis])
+            start = tap * dilations[axis]
+            slices.insert(0, slice(start, start + (sizes[axis] - 1) * strides[axis] + 1, strides[axis]))
+        views.append((slice(None), slice(None), *slices))
+    return views
+
+
+def _padded_map(rows: Tensor, layout: Stencil) -> Tensor:
+    """(B, heads, N, D) -> (B, heads, *padded sizes, D) without the prefix, zeros around the grid."""
+    grid = layout.grid
+    map_ = rows[:, :, grid.prefix :].unflatten(2, grid.sizes)
+    pad = [0, 0]
+    for kernel, dilation in zip(reversed(layout.kernels), reversed(layout.dilations), strict=True):
+        pad += [kernel // 2 * dilation] * 2
+    return F.pad(map_, pad)

@@ -1,0 +1,55 @@
+"""Dense: every query sees every key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import LayoutError
+from attnkit.layouts.base import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Layout):
+    """Every query sees every key: `mask[i, j] = True`.
+
+    Args:
+        queries: number of queries, Nq >= 0.
+        keys: number of keys, Nk >= 0; as many as queries where not given.
+
+    Raises:
+        LayoutError: for a negative number.
+    """
+
+    kind: ClassVar[str] = "dense"
+
+    queries: int
+    keys: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.queries, self.queries if self.keys is None else self.keys)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise LayoutError(f"Dense needs numbers of queries and keys >= 0, but got {self.queries} and {self.keys}")
+        super().__post_init__()
+
+    @property
+    def num_queries(self) -> int:
+        return self.queries
+
+    @property
+    def num_keys(self) -> int:
+        return self.queries if self.keys is None else self.keys
+
+    @property
+    def key_slots(self) -> int:
+        return self.num_keys
+
+    def to_mask(self, device: torch.device | str | None = None) -> Tensor:
+        device = device if self.key_mask is None else self.key_mask.device
+        return self._masked(torch.ones(1, 1, self.num_queries, self.num_keys, dtype=torch.bool, device=device))
+
+    def visible(self) -> Tensor:
+        return self._all_visible(self.num_queries, None)

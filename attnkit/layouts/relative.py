@@ -1,0 +1,97 @@
+"""RelativeTable: a learned number per head and offset, for biases and gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import LayoutError, ShapeError
+from attnkit.grid import Grid, Sizes
+from attnkit.layouts.cache import cached
+
+
+@dataclass(frozen=True, eq=False)
+class RelativeTable:
+    """A value for every (query, key) pair that depends on the head and on where the key lies from the query.
+
+    `value[h, i, j] = table[h, key(j) - stride * query(i) + extent // 2]` inside the table, and `fill` for offsets
+    outside it and for every pair with a prefix token. Holds relative position biases (Swin, NATTEN, QnA) and QnA's
+    gains.
+
+    Args:
+        table: float (heads, extent, ...), one odd extent per axis of the grid; the middle is offset 0.
+        grid: the keys' grid.
+        stride: step between queries in tokens, as in `Stencil`.
+        fill: value outside the table: 0 for a bias, 1 for a gain.
+
+    Raises:
+        LayoutError: if the table's axes do not match the grid, or an extent is even.
+    """
+
+    table: Tensor
+    grid: Grid
+    stride: Sizes = 1
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        shaped = self.table.ndim == self.grid.ndim + 1 and all(extent % 2 for extent in self.table.shape[1:])
+        if not shaped or not self.table.is_floating_point():
+            raise LayoutError(
+                f"RelativeTable needs a floating table (heads, odd extent per axis of {self.grid}), "
+                f"but got {self.table.dtype} {tuple(self.table.shape)}"
+            )
+        try:
+            self.grid.per_axis(self.stride, "RelativeTable stride")
+        except ShapeError as error:
+            raise LayoutError(str(error)) from None
+
+    def lookup(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Values for pairs of tokens.
+
+        Args:
+            queries: int64 token numbers, prefix included, shape (B or 1, heads or 1, ...).
+            keys: int64 token numbers that broadcast with `queries`; negative numbers count as outside.
+
+        Returns:
+            Values of shape (B or 1, heads, ...), differentiable with respect to the table.
+        """
+        spot = self._spots(queries, keys)
+        heads = self.table.shape[0]
+        edge = self.table.new_full((heads, 1), self.fill)
+        values = torch.cat([self.table.flatten(1), edge], dim=1)
+        if spot.shape[0] == 1 and spot.shape[1] == 1:
+            return values[:, spot[0, 0]][None]
+        spot = spot.expand(-1, heads, *spot.shape[2:])
+        return values[None].expand(spot.shape[0], -1, -1).gather(2, spot.flatten(2)).view(spot.shape)
+
+    def dense(self, num_queries: int) -> Tensor:
+        """Values of all pairs: (1, heads, Nq, Nk)."""
+        device = self.table.device
+
+        def make() -> tuple[Tensor]:
+            queries = torch.arange(num_queries, device=device)[None, None, :, None]
+            keys = torch.arange(self.grid.tokens, device=device)[None, None, None, :]
+            return (self._spots(queries, keys),)
+
+        key = ("relative", tuple(self.table.shape[1:]), self.grid, self.stride, num_queries, str(device))
+        spot = cached(key, make)[0]
+        edge = self.table.new_full((self.table.shape[0], 1), self.fill)
+        return torch.cat([self.table.flatten(1), edge], dim=1)[:, spot[0, 0]][None]
+
+    def _spots(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Flat position in the table of every pair; the number of entries stands for outside."""
+        prefix = self.grid.prefix
+        strides = self.grid.per_axis(self.stride, "stride")
+        query_sizes = self.grid.strided(self.stride).sizes
+        query, key = queries - prefix, keys - prefix
+        inside = (query >= 0) & (key >= 0)
+        spot, entries = torch.zeros_like(inside, dtype=torch.int64), 1
+        for axis in reversed(range(self.grid.ndim)):
+            extent = self.table.shape[1 + axis]
+            offset = key % self.grid.sizes[axis] - query % query_sizes[axis] * strides[axis] + extent // 2
+            key, query = key // self.grid.sizes[axis], query // query_sizes[axis]
+            inside = inside & (offset >= 0) & (offset < extent)
+            spot, entries = spot + offset * entries, entries * extent
+        return torch.where(inside, spot, entries)

@@ -1,0 +1,61 @@
+"""TokenMask: the visible pairs as one boolean tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import LayoutError
+from attnkit.layouts.base import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMask(Layout):
+    """Query i sees key j where `mask[..., i, j]` is True.
+
+    Args:
+        mask: bool (B or 1, heads or 1, Nq, Nk); a mask of two dimensions serves all items and heads, one of three
+            dimensions (heads, Nq, Nk) all items.
+
+    Raises:
+        LayoutError: for another dtype or rank.
+    """
+
+    kind: ClassVar[str] = "token_mask"
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mask.dtype != torch.bool or self.mask.ndim not in (2, 3, 4):
+            raise LayoutError(
+                f"TokenMask needs a bool tensor (B or 1, heads or 1, Nq, Nk), "
+                f"but got {self.mask.dtype} {tuple(self.mask.shape)}"
+            )
+        while self.mask.ndim < 4:
+            object.__setattr__(self, "mask", self.mask[None])
+        super().__post_init__()
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.mask, *super().tables)
+
+    @property
+    def num_queries(self) -> int:
+        return self.mask.shape[-2]
+
+    @property
+    def num_keys(self) -> int:
+        return self.mask.shape[-1]
+
+    @property
+    def key_slots(self) -> int:
+        return self.num_keys
+
+    def to_mask(self, device: torch.device | str | None = None) -> Tensor:
+        return self._masked(self.mask)
+
+    def visible(self) -> Tensor:
+        return self.to_mask().sum(-1)

@@ -1,0 +1,129 @@
+"""TokenSets: a list of visible keys for every query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import LayoutError
+from attnkit.layouts.base import Layout, framed
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSets(Layout):
+    """Query i sees the keys listed in `index[..., i, :]`; -1 stands for no key, a repeated key counts once.
+
+    Args:
+        index: integer (B or 1, heads or 1, Nq - queries_all, K), keys 0..Nk-1 or -1; fewer leading dimensions serve
+            all items and heads.
+        keys: number of keys, Nk.
+        queries_all: how many queries stand before the listed ones and see every key.
+        keys_all: how many of the first keys every query sees, listed or not.
+
+    Raises:
+        LayoutError: for another dtype or rank, or an entry outside -1..Nk-1 (looked at on the CPU only).
+    """
+
+    kind: ClassVar[str] = "token_sets"
+
+    index: Tensor
+    keys: int
+    queries_all: int = field(default=0, kw_only=True)
+    keys_all: int = field(default=0, kw_only=True)
+    unique: bool = field(default=False, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        index = self.index
+        if index.dtype not in (torch.int64, torch.int32) or index.ndim not in (2, 3, 4):
+            raise LayoutError(
+                "TokenSets needs an integer tensor (B or 1, heads or 1, Nq, K), "
+                f"but got {index.dtype} {tuple(index.shape)}"
+            )
+        if self.queries_all < 0 or not 0 <= self.keys_all <= self.keys:
+            raise LayoutError(
+                f"TokenSets(queries_all={self.queries_all}, keys_all={self.keys_all}): must lie in 0.. "
+                f"and 0..{self.keys}"
+            )
+        while index.ndim < 4:
+            index = index[None]
+        if not self.unique:
+            check_range(index, self.keys, "TokenSets.index", "keys")
+            index = without_repeats(index, self.keys_all)
+        object.__setattr__(self, "index", index.long())
+        object.__setattr__(self, "unique", True)
+        super().__post_init__()
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.index, *super().tables)
+
+    @property
+    def num_queries(self) -> int:
+        return self.queries_all + self.index.shape[-2]
+
+    @property
+    def num_keys(self) -> int:
+        return self.keys
+
+    @property
+    def global_queries(self) -> int:
+        return self.queries_all
+
+    @property
+    def global_keys(self) -> int:
+        return self.keys_all
+
+    @property
+    def key_slots(self) -> int:
+        return self.keys_all + self.index.shape[-1]
+
+    def to_mask(self, device: torch.device | str | None = None) -> Tensor:
+        spots = torch.where(self.index < 0, self.keys, self.index)
+        mask = torch.zeros((*spots.shape[:-1], self.keys + 1), dtype=torch.bool, device=spots.device)
+        mask = mask.scatter(-1, spots, torch.ones((), dtype=torch.bool, device=spots.device).expand_as(spots))
+        inner = mask[..., self.keys_all : self.keys]
+        return self._masked(framed(inner, self.queries_all, self.keys_all))
+
+    def visible(self) -> Tensor:
+        valid = self.index >= 0
+        count = valid.sum(-1) + self.keys_all
+        if self.key_mask is not None:
+            kept = gathered_keys(self.key_mask, self.index) & valid
+            count = kept.sum(-1) + self.key_mask[..., : self.keys_all].sum(-1)[..., None]
+        everything = self._all_visible(self.queries_all, self.index)
+        shape = torch.broadcast_shapes(count.shape[:2], everything.shape[:2])
+        return torch.cat([everything.expand(*shape, -1), count.expand(*shape, -1)], dim=-1)
+
+
+def check_range(index: Tensor, bound: int, what: str, of: str) -> None:
+    """Raises `LayoutError` for entries outside -1..bound-1. Not on GPUs nor in a graph, where looking would stall."""
+    if not may_look(index) or not index.numel():
+        return
+    low, high = torch.aminmax(index)
+    if int(low) < -1 or int(high) >= bound:
+        raise LayoutError(
+            f"{what} must hold numbers of {of} in 0..{bound - 1}, or -1 for none, but holds {int(low)}..{int(high)}"
+        )
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at for free: not on GPUs, nor in a graph, nor where there are none."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and type(tensor) is Tensor
+
+
+def without_repeats(index: Tensor, known: int = 0) -> Tensor:
+    """Sorts the last dimension and replaces repeated entries, and those below `known`, by -1."""
+    index = index.sort(dim=-1).values
+    repeated = torch.zeros_like(index, dtype=torch.bool)
+    repeated[..., 1:] = index[..., 1:] == index[..., :-1]
+    return torch.where(repeated | (index < known), -1, index)
+
+
+def gathered_keys(key_mask: Tensor, index: Tensor) -> Tensor:
+    """Looks up a (B or 1, heads or 1, Nk) mask at an index (B or 1, heads or 1, ..., K); -1 looks up key 0."""
+    shape = torch.broadcast_shapes(key_mask.shape[:2], index.shape[:2])
+    spots = index.clamp(min=0).expand(*shape, *index.shape[2:])
+    return key_mask.expand(*shape, -1).gather(-1, spots.flatten(2)).view(spots.shape)

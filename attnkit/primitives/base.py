@@ -1,0 +1,238 @@
+"""The interface of a primitive: options, the head group they build, and what goes in and out of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from attnkit.errors import ConfigError, ShapeError
+from attnkit.grid import Grid
+from attnkit.kernels import attend
+from attnkit.kernels.call import PairValues
+from attnkit.layouts import Layout
+from attnkit.options import Options, odd, positive
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How many columns of the fused projection a head group needs for its q, k and v; 0 for none."""
+
+    q: int = 0
+    k: int = 0
+    v: int = 0
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What the mix tells a head group when it is built.
+
+    Attributes:
+        dim: width of the mix's input, C.
+        head_dim: width of one head, D.
+        layer: number of the layer in its model; random primitives differ from layer to layer by it.
+    """
+
+    dim: int
+    head_dim: int
+    layer: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class HeadInputs:
+    """What a head group gets.
+
+    Attributes:
+        x: the mix's input (B, N, C).
+        q: (B, heads, N, D), or None if no columns were asked for; k and v alike.
+        k: see q.
+        v: see q.
+        grid: how the N tokens lie.
+        token_mask: bool (B, N), False for tokens that no query may see, or None.
+        draw: int64 scalar, the number of the random draw in training; None asks for the fixed draw of evaluation.
+    """
+
+    x: Tensor
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    grid: Grid
+    token_mask: Tensor | None = None
+    draw: Tensor | None = None
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, for groups that asked for all three."""
+        assert self.q is not None and self.k is not None and self.v is not None
+        return self.q, self.k, self.v
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOutput:
+    """What a head group gives back.
+
+    Attributes:
+        out: (B, heads, N', D).
+        grid: how the N' tokens lie; a stride makes it smaller.
+        aux: further tensors by name, such as what a distillation loss needs.
+    """
+
+    out: Tensor
+    grid: Grid
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class HeadGroup(nn.Module, ABC):
+    """A group of heads of one primitive; every primitive has a final subclass."""
+
+    stochastic: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, inputs: HeadInputs) -> HeadOutput:
+        """Runs the group's heads."""
+
+
+@dataclass(frozen=True)
+class PrimitiveOptions(Options, ABC):
+    """Base of all primitives' options.
+
+    Args:
+        heads: number of heads, >= 1.
+    """
+
+    paper: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Options beside `heads` that the gallery draws, one row of pictures each, on a grid of 14 x 14 tokens."""
+
+    heads: int
+
+    def problems(self) -> list[str]:
+        return positive(heads=self.heads)
+
+    def columns(self, context: BuildContext) -> Columns:
+        """Columns of the fused projection; q, k and v of `heads * head_dim` each unless a primitive says otherwise."""
+        width = self.heads * context.head_dim
+        return Columns(q=width, k=width, v=width)
+
+    def output_stride(self) -> int:
+        """Step between outputs in tokens; 1 unless a primitive says otherwise."""
+        return 1
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> HeadGroup:
+        """Makes the head group."""
+
+
+@dataclass(frozen=True)
+class SoftmaxOptions(PrimitiveOptions, ABC):
+    """Base of the options of softmax primitives.
+
+    Args:
+        heads: number of heads, >= 1.
+        scale: factor of the logits: `"head"` for head_dim ** -0.5, `"group"` for (heads * head_dim) ** -0.5, or a
+            number.
+        lepe: kernel size in tokens, odd, of a depthwise convolution added to the output (locally enhanced positional
+            encoding, CSWin); 0 for none. Needs a grid of two axes; prefix tokens get none.
+        lepe_on: what it convolves, the values `"v"` or the layer's input `"x"`.
+    """
+
+    _: KW_ONLY
+    scale: float | Literal["head", "group"] = "head"
+    lepe: int = 0
+    lepe_on: Literal["v", "x"] = "v"
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.lepe:
+            found += odd(lepe=self.lepe)
+        if isinstance(self.scale, (int, float)) and not 0 < self.scale < float("inf"):
+            found.append(f"scale={self.scale}: must be a finite number > 0, 'head' or 'group'")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a softmax primitive decides before attention is computed.
+
+    Attributes:
+        layout: which keys each query sees.
+        bias: added to the logits, see `attnkit.attend`.
+        keys: keys and values, where they are not the tokens' own.
+        restricted: whether the layout already leaves out masked tokens.
+        aux: further tensors by name.
+    """
+
+    layout: Layout
+    bias: PairValues | None = None
+    keys: tuple[Tensor, Tensor] | None = None
+    restricted: bool = False
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class SoftmaxHeads(HeadGroup, ABC):
+    """Heads of softmax attention: the subclass plans which keys are seen, `attend` computes."""
+
+    def __init__(self, options: SoftmaxOptions, context: BuildContext) -> None:
+        super().__init__()
+        self.options = options
+        columns = options.columns(context)
+        width = columns.q // options.heads
+        named = {"head": width**-0.5, "group": columns.q**-0.5}
+        self.scale = named[options.scale] if isinstance(options.scale, str) else float(options.scale)
+        self.lepe: nn.Conv2d | None = None
+        if options.lepe:
+            channels = options.heads * context.head_dim
+            if options.lepe_on == "x" and channels != context.dim:
+                raise ConfigError(
+                    f"lepe_on='x' adds all {context.dim} channels of the input to this group's {channels}; "
+                    f"give the group all heads or use lepe_on='v'"
+                )
+            self.lepe = nn.Conv2d(channels, channels, options.lepe, padding=options.lepe // 2, groups=channels)
+
+    @abstractmethod
+    def plan(self, inputs: HeadInputs) -> Plan:
+        """Decides which keys each query sees."""
+
+    def forward(self, inputs: HeadInputs) -> HeadOutput:
+        plan = self.plan(inputs)
+        q, (k, v) = inputs.q, plan.keys or (inputs.k, inputs.v)
+        assert q is not None and k is not None and v is not None
+        layout = plan.layout
+        if inputs.token_mask is not None and not plan.restricted:
+            layout = layout.restrict(inputs.token_mask)
+        out = attend(q, k, v, layout, scale=self.scale, bias=plan.bias)
+        if self.lepe is not None:
+            out = out + local_enhancement(self.lepe, inputs, self.options.lepe_on)
+        return HeadOutput(out, inputs.grid, plan.aux)
+
+    def extra_repr(self) -> str:
+        return repr(self.options)
+
+
+def local_enhancement(conv: nn.Conv2d, inputs: HeadInputs, source: str) -> Tensor:
+    """The depthwise convolution of values or inputs as (B, heads, N, D), zero for prefix tokens."""
+    assert inputs.v is not None
+    heads = inputs.v.shape[1]
+    tokens = inputs.v.transpose(1, 2).flatten(2) if source == "v" else inputs.x
+    local = on_map(conv, tokens, inputs.grid, inputs.token_mask)
+    local = nn.functional.pad(local, (0, 0, inputs.grid.prefix, 0))
+    return local.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def on_map(module: Callable[[Tensor], Tensor], tokens: Tensor, grid: Grid, token_mask: Tensor | None = None) -> Tensor:
+    """Runs a 2-D convolution over the image tokens: (B, N, C) -> (B, H' * W', C'); masked tokens count as zero.
+
+    Raises:
+        ShapeError: if the grid has another number of axes than two.
+    """
+    if grid.ndim != 2:
+        raise ShapeError(f"a 2-D convolution needs a grid of height and width, but got {grid}")
+    if token_mask is not None:
+        tokens = tokens.where(token_mask[..., None], 0.0)
+    image = tokens[:, grid.prefix :].transpose(1, 2).unflatten(2, grid.sizes)
+    return module(image).flatten(2).transpose(1, 2)

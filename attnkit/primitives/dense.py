@@ -1,0 +1,35 @@
+"""dense: every token sees every token (Vaswani et al. 2017, arXiv 1706.03762)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from attnkit.layouts import Dense as DenseLayout
+from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+
+
+@dataclass(frozen=True)
+class Dense(SoftmaxOptions):
+    """Full attention: every token sees every token, prefix tokens included.
+
+    Args:
+        heads: number of heads, >= 1.
+    """
+
+    kind: ClassVar[str] = "dense"
+    paper: ClassVar[str] = "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762"
+    formula: ClassVar[str] = "out_i = sum_j softmax_j(s q_i.k_j) v_j, j over all N tokens"
+    cost: ClassVar[str] = "2 N^2 C"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    def build(self, context: BuildContext) -> DenseHeads:
+        return DenseHeads(self, context)
+
+
+class DenseHeads(SoftmaxHeads):
+    """Heads of full attention."""
+
+    def plan(self, inputs: HeadInputs) -> Plan:
+        return Plan(DenseLayout(inputs.grid.tokens))

@@ -1,0 +1,126 @@
+"""learned_query: windows summarised by learned queries, so that keys are never made (QnA)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnkit.kernels import attend
+from attnkit.layouts import RelativeTable, Stencil
+from attnkit.options import odd, positive
+from attnkit.primitives.base import (
+    BuildContext,
+    Columns,
+    HeadGroup,
+    HeadInputs,
+    HeadOutput,
+    PrimitiveOptions,
+)
+
+
+@dataclass(frozen=True)
+class LearnedQuery(PrimitiveOptions):
+    """Query-and-attend: `queries` learned queries look at the kernel x kernel window around every place.
+
+    The queries do not depend on the input, so query and key projection fold into one small matrix: scores are
+    `S = x A` with A of shape (C, queries * heads), and keys are never made. The outputs of the queries are summed.
+
+    Args:
+        heads: number of heads, >= 1.
+        kernel: tokens per side of the window, odd, >= 1; places outside the image are left out.
+        stride: step between outputs in tokens, >= 1; 2 halves the map.
+        queries: learned queries per head, >= 1.
+        relative_bias: learn a bias per query, head and place in the window.
+        gain: `"window"`, a learned factor per query, head and place that multiplies the weights after the softmax, as
+            in the paper; or `"none"`.
+    """
+
+    kind: ClassVar[str] = "learned_query"
+    paper: ClassVar[str] = "Arar et al. 2022, Learned Queries for Efficient Local Attention, arXiv 2112.11435"
+    formula: ClassVar[str] = (
+        "out_i = sum_q sum_j a_q[j - i] softmax_j(q.K x_j + b_q[j - i]) v_j, j over the window of i"
+    )
+    cost: ClassVar[str] = "N (L h C + k^2 L (C + h))"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"kernel": 3}, {"kernel": 5, "stride": 2})
+
+    kernel: int
+    _: KW_ONLY
+    stride: int = 1
+    queries: int = 2
+    relative_bias: bool = True
+    gain: Literal["window", "none"] = "window"
+
+    def problems(self) -> list[str]:
+        return super().problems() + odd(kernel=self.kernel) + positive(stride=self.stride, queries=self.queries)
+
+    def columns(self, context: BuildContext) -> Columns:
+        return Columns(v=self.heads * context.head_dim)
+
+    def output_stride(self) -> int:
+        return self.stride
+
+    def build(self, context: BuildContext) -> LearnedQueryHeads:
+        return LearnedQueryHeads(self, context)
+
+
+class LearnedQueryHeads(HeadGroup):
+    """Heads of learned-query attention."""
+
+    def __init__(self, options: LearnedQuery, context: BuildContext) -> None:
+        super().__init__()
+        self.options = options
+        heads, width, rows = options.heads, context.head_dim, options.queries * options.heads
+        window = (options.kernel, options.kernel)
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.zeros(options.queries, heads, width)) * width**-0.5)
+        self.key = nn.Parameter(lecun_normal(torch.zeros(heads * width, context.dim)))
+        self.relative_bias = nn.Parameter(torch.zeros(rows, *window)) if options.relative_bias else None
+        self.gain = nn.Parameter(torch.randn(rows, *window) * 0.02) if options.gain == "window" else None
+
+    def score_weight(self) -> Tensor:
+        """Query and key projection folded into one: (queries * heads, C), rows ordered query-major."""
+        width = self.query.shape[2]
+        query = self.query / (self.query.norm(dim=2, keepdim=True) + 1e-6) * width**-0.5
+        key = self.key.unflatten(0, (self.options.heads, width))
+        return torch.einsum("lhd,hdc->lhc", query, key).flatten(0, 1)
+
+    def forward(self, inputs: HeadInputs) -> HeadOutput:
+        assert inputs.v is not None
+        options, grid = self.options, inputs.grid
+        layout = Stencil(grid, options.kernel, stride=options.stride)
+        if inputs.token_mask is not None:
+            layout = layout.restrict(inputs.token_mask)
+        # Scores in half precision would be off by several percent in the exponent.
+        with torch.autocast(inputs.x.device.type, enabled=False):
+            weight = self.score_weight()
+            scores = F.linear(inputs.x.to(weight.dtype), weight).transpose(1, 2)
+        # Scores without a query are attention with keys one number wide, looked at by queries that are all 1.
+        ones = scores.new_ones(1, 1, 1, 1).expand(scores.shape[0], scores.shape[1], layout.num_queries, 1)
+        out = attend(
+            ones,
+            scores[..., None],
+            inputs.v.repeat(1, options.queries, 1, 1),
+            layout,
+            scale=1.0,
+            bias=self._table(self.relative_bias, inputs, 0.0),
+            gain=self._table(self.gain, inputs, 1.0),
+        )
+        return HeadOutput(out.unflatten(1, (options.queries, options.heads)).sum(1), layout.query_grid)
+
+    def _table(self, values: Tensor | None, inputs: HeadInputs, fill: float) -> RelativeTable | None:
+        return None if values is None else RelativeTable(values, inputs.grid, self.options.stride, fill)
+
+    def extra_repr(self) -> str:
+        return repr(self.options)
+
+
+def lecun_normal(weight: Tensor) -> Tensor:
+    """Fills a (out, in) weight from a normal cut at two standard deviations whose variance is 1 / in."""
+    # Cutting at two standard deviations shrinks them by this factor.
+    std = math.sqrt(1.0 / weight.shape[1]) / 0.87962566103423978
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,0 +1,46 @@
+"""Means over cells of the grid, without the tokens that do not exist."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnkit.grid import Grid
+
+
+def cell_means(
+    tokens: Tensor, grid: Grid, cells: tuple[int, ...], lengths: tuple[int, ...], token_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean of the image tokens in every cell of the grid.
+
+    Args:
+        tokens: (B, N, C), prefix included (it takes no part).
+        grid: how the N tokens lie.
+        cells: number of cells along each axis.
+        lengths: tokens of a cell along each axis, with cells * lengths >= size.
+        token_mask: bool (B, N); tokens where it is False take no part.
+
+    Returns:
+        Means (B, cells, C), row-major, 0 for cells without a token; and the number of tokens in each, (B or 1, cells).
+    """
+    image = tokens[:, grid.prefix :]
+    present = torch.ones(1, grid.image_tokens, dtype=tokens.dtype, device=tokens.device)
+    if token_mask is not None:
+        inside = token_mask[:, grid.prefix :]
+        image, present = image.where(inside[..., None], 0.0), inside.to(tokens.dtype)
+    sums = _cell_sums(image, grid, cells, lengths)
+    counts = _cell_sums(present[..., None], grid, cells, lengths)[..., 0]
+    return sums / counts.clamp(min=1.0)[..., None], counts
+
+
+def _cell_sums(image: Tensor, grid: Grid, cells: tuple[int, ...], lengths: tuple[int, ...]) -> Tensor:
+    map_ = image.unflatten(1, grid.sizes)
+    pad = [0, 0]
+    for size, count, length in zip(reversed(grid.sizes), reversed(cells), reversed(lengths), strict=True):
+        pad += [0, count * length - size]
+    if any(pad):
+        map_ = F.pad(map_, pad)
+    for axis, (count, length) in enumerate(zip(cells, lengths, strict=True)):
+        map_ = map_.unflatten(1 + axis, (count, length)).sum(2 + axis)
+    return map_.flatten(1, grid.ndim)

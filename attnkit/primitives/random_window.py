@@ -1,0 +1,80 @@
+"""random_window: attention inside windows of tokens drawn at random from the whole image (Vision Big Bird)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from attnkit.layouts import Blocks
+from attnkit.layouts.cache import cached
+from attnkit.options import positive
+from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.permutation import random_permutation
+
+
+@dataclass(frozen=True)
+class RandomWindow(SoftmaxOptions):
+    """Attention inside windows of a randomly permuted image; every token is in exactly one window.
+
+    In training every forward pass draws a new permutation, shared by the batch and the group's heads; in evaluation it
+    is a function of (seed, layer, height, width) only. The number of draws made lies in the state dict, so training
+    resumed from it goes on with the very same draws. A window as large as the image is full attention.
+
+    Args:
+        heads: number of heads, >= 1.
+        window: tokens per window, >= 1; the last window may hold fewer.
+        seed: seed of the permutations, >= 0.
+        resample: draw anew in every training pass; otherwise training uses evaluation's permutation.
+    """
+
+    kind: ClassVar[str] = "random_window"
+    paper: ClassVar[str] = (
+        "Zhang and Gong 2023, Vision Big Bird, arXiv 2311.05988; random sampling windows: arXiv 2304.06250"
+    )
+    formula: ClassVar[str] = "out_i = sum_j softmax_j(s q_i.k_j) v_j, j over i's window of a random permutation"
+    cost: ClassVar[str] = "2 N M C"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"window": 49},)
+
+    window: int
+    _: KW_ONLY
+    seed: int = 0
+    resample: bool = True
+
+    def problems(self) -> list[str]:
+        found = super().problems() + positive(window=self.window)
+        if self.seed < 0:
+            found.append(f"seed={self.seed}: must be >= 0")
+        return found
+
+    def build(self, context: BuildContext) -> RandomWindowHeads:
+        return RandomWindowHeads(self, context)
+
+
+class RandomWindowHeads(SoftmaxHeads):
+    """Heads of random window attention."""
+
+    stochastic: ClassVar[bool] = True
+
+    def __init__(self, options: RandomWindow, context: BuildContext) -> None:
+        super().__init__(options, context)
+        self.random = options
+        self.layer = context.layer
+
+    def plan(self, inputs: HeadInputs) -> Plan:
+        permutation = self.permutation(inputs)
+        return Plan(Blocks.permuted(permutation, self.random.window, prefix=inputs.grid.prefix))
+
+    def permutation(self, inputs: HeadInputs) -> Tensor:
+        """The permutation of the image tokens that this pass uses: int64 (image tokens,)."""
+        grid, device = inputs.grid, inputs.x.device
+        words = (self.random.seed, self.layer, *grid.sizes)
+        if inputs.draw is not None and self.random.resample:
+            return random_permutation(grid.image_tokens, (*words, inputs.draw.to(device) + 1), device)
+
+        def make() -> tuple[Tensor]:
+            return (random_permutation(grid.image_tokens, (*words, 0), device),)
+
+        return cached(("permutation", words, str(device)), make)[0]
