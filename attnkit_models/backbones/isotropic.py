@@ -1,0 +1,173 @@
+"""The isotropic backbone: a row of equal blocks on one map."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnkit.blocks import BlockConfig, BlockStyle
+from attnkit.errors import ConfigError
+from attnkit.grid import Grid
+from attnkit.heads import Mix
+from attnkit.options import positive
+from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.backbones.stem import ConvNorm, init_weights
+from attnkit_models.backbones.vision_model import FeatureInfo, VisionModel, drop_rates, finished, make_head
+
+
+@dataclass(frozen=True)
+class IsotropicConfig(ModelConfig):
+    """A row of equal blocks as data.
+
+    Args:
+        stem: convolutions that turn the image into tokens, at least one.
+        depth: number of blocks, >= 1.
+        mix: the head mix of every block.
+        class_token: put a learned token before the image's.
+        pos_embed: `"learned"` adds a table of the training size, resized for other sizes; `"none"`.
+        aux_head: add half of the largest logit of a second classifier over the image tokens (LV-ViT's evaluation; here
+            in training too, because without labels for tokens nothing else would train that classifier).
+
+    The other options are those of `ModelConfig`.
+    """
+
+    kind: ClassVar[str] = "isotropic"
+
+    stem: tuple[ConvNorm, ...]
+    depth: int
+    mix: Mix
+    _: KW_ONLY
+    class_token: bool = True
+    pos_embed: Literal["learned", "none"] = "learned"
+    aux_head: bool = False
+    global_pool: Literal["avg", "token", ""] = "token"
+
+    @property
+    def dim(self) -> int:
+        """Width of the blocks."""
+        return self.stem[-1].dim
+
+    @property
+    def reduction(self) -> int:
+        """Pixels per token side."""
+        total = 1
+        for layer in self.stem:
+            total *= layer.stride
+        return total
+
+    @property
+    def grid(self) -> Grid:
+        """How the tokens lie at the size the model is made for."""
+        sizes: tuple[int, ...] = self.image
+        for layer in self.stem:
+            sizes = tuple(-(-size // layer.stride) for size in sizes)
+        return Grid(*sizes, prefix=int(self.class_token))
+
+    def problems(self) -> list[str]:
+        found = super().problems() + positive(depth=self.depth)
+        if not self.stem:
+            found.append("stem=(): an isotropic model needs at least one convolution that makes tokens")
+        elif self.mix.output_stride != 1 or self.mix.out_dim not in (None, self.dim):
+            found.append("mix=...: the blocks of an isotropic model keep their map; use a pyramid for strides")
+        if self.global_pool == "token" and not self.class_token:
+            found.append("global_pool='token': there is no class token; use 'avg' or class_token=True")
+        if self.aux_head and not self.class_token:
+            found.append("aux_head=True: goes with class_token=True")
+        return found
+
+    def build(self) -> nn.Module:
+        """Makes the model."""
+        return finished(IsotropicModel(self))
+
+
+class IsotropicModel(VisionModel[IsotropicConfig]):
+    """A vision transformer whose blocks all work on the same map.
+
+    Args:
+        config: its options.
+    """
+
+    def __init__(self, config: IsotropicConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        widths = [config.in_chans, *(layer.dim for layer in config.stem)]
+        self.stem = nn.Sequential(*(layer.build(width) for layer, width in zip(config.stem, widths, strict=False)))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.pos_embed = None
+        if config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, config.grid.tokens, dim), std=0.02))
+        look = {field.name: getattr(config.block, field.name) for field in dataclasses.fields(BlockStyle)}
+        self.blocks = nn.ModuleList()
+        for at, rate in enumerate(drop_rates(config.drop_path, config.depth)):
+            self.blocks.append(BlockConfig(config.mix, dim=dim, **{**look, "drop_path": rate}).build(at))
+        self.norm = nn.LayerNorm(dim, eps=config.block.norm_eps)
+        self.num_features = dim
+        self.feature_info = FeatureInfo(
+            {"num_chs": dim, "reduction": config.reduction, "module": f"blocks.{at}"} for at in range(config.depth)
+        )
+        self.apply(partial(init_weights, start=config.init))
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.head = make_head(dim, config.num_classes)
+        self.aux_head = make_head(dim, config.num_classes) if config.aux_head else None
+
+    def levels(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+        x = self.stem(x)
+        grid = Grid(*x.shape[2:], prefix=0 if self.cls_token is None else 1)
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + resized_positions(self.pos_embed, self.config.grid, grid)
+        for block in self.blocks:
+            tokens, grid = self.run_block(block, tokens, grid)
+            yield tokens, grid
+
+    def normed(self, tokens: Tensor, grid: Grid) -> Tensor:
+        return self.norm(tokens)
+
+    def finish(self, tokens: Tensor, grid: Grid) -> Tensor:
+        return self.norm(tokens)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        prefix = 0 if self.cls_token is None else 1
+        if self.global_pool == "token":
+            pooled = x[:, 0]
+        elif self.global_pool == "avg":
+            pooled = x[:, prefix:].mean(1)
+        elif self.num_classes:
+            raise ConfigError("a classifier needs global_pool='token' or 'avg'; without pooling use num_classes=0")
+        else:
+            return x
+        if pre_logits:
+            return pooled
+        logits = self.head(pooled)
+        if self.aux_head is not None and self.num_classes:
+            logits = logits + 0.5 * self.aux_head(x[:, prefix:]).amax(1)
+        return logits
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
+        if self.aux_head is not None:
+            weight = self.norm.weight
+            self.aux_head = make_head(self.num_features, num_classes).to(weight.device, weight.dtype)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^stem|^cls_token|^pos_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+
+def resized_positions(table: Tensor, made_for: Grid, grid: Grid) -> Tensor:
+    """A position table (1, N, C), bicubically resized where the map has another size than the table was made for."""
+    if grid.sizes == made_for.sizes:
+        return table
+    prefix, image = table[:, : grid.prefix], table[:, grid.prefix :]
+    image = image.transpose(1, 2).unflatten(2, made_for.sizes).float()
+    image = F.interpolate(image, grid.sizes, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([prefix, image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
