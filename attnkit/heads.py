@@ -141,7 +141,7 @@ class HeadMix(nn.Module):
         self.columns: list[Columns] = [group.columns(context) for group in self.options]
         widths = [width for columns in self.columns for width in (columns.q, columns.k, columns.v)]
         self._widths = widths
-        self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias)
+        self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias) if any(widths) else None
         self.groups = nn.ModuleList(group.build(context) for group in self.options)
         self.proj = nn.Linear(heads * self.head_dim, self.out_dim, bias=proj_bias)
         self.draws: Tensor
@@ -182,10 +182,11 @@ class HeadMix(nn.Module):
 
     def run(self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None) -> MixOutput:
         """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output."""
-        self._check(x, grid, token_mask)
+        self.check(x, grid, token_mask)
         if draw is None:
             draw = self.next_draw()
-        parts = iter(self.qkv(x).split(self._widths, dim=-1))
+        columns = x[..., :0] if self.qkv is None else self.qkv(x)
+        parts = iter(columns.split(self._widths, dim=-1))
         outputs: list[HeadOutput] = []
         for group, options in zip(self._groups(), self.options, strict=True):
             q, k, v = (_heads(next(parts), options.heads) for _ in range(3))
@@ -235,9 +236,15 @@ class HeadMix(nn.Module):
     def _groups(self) -> list[HeadGroup]:
         return typing.cast("list[HeadGroup]", list(self.groups))
 
-    def _check(self, x: Tensor, grid: Grid, token_mask: Tensor | None) -> None:
+    def check(self, x: Tensor, grid: Grid, token_mask: Tensor | None = None) -> None:
+        """Raises `ShapeError` unless these tokens fit the mix in shape, dtype and device, the grid and the mask."""
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ShapeError(f"HeadMix of dim={self.dim} takes tokens (B, N, {self.dim}), but got {tuple(x.shape)}")
+        weight = self.proj.weight
+        if x.device != weight.device:
+            raise ShapeError(f"x is on {x.device} but the weights are on {weight.device}; move one of them")
+        if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ShapeError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one of them or use autocast")
         grid.check_tokens(x.shape[1])
         if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]):
             raise ShapeError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from attnkit.errors import ConfigError
 from attnkit.kernels import dispatch
-from attnkit.kernels.call import AttendCall, PairValues, check_call
+from attnkit.kernels.call import AttendCall, PairValues, check_call, check_tensors
+from attnkit.kernels.precision import autocasting, without_autocast
 from attnkit.layouts import Layout
 
 
@@ -83,12 +83,12 @@ def attend(
         raise ConfigError(
             f"attend needs a layout such as attnkit.layouts.Dense(Nq, Nk), but got {type(layout).__name__}"
         )
+    check_tensors(q, k, v)
     call = AttendCall(q, k, v, layout, q.shape[-1] ** -0.5 if scale is None else scale, bias, gain, return_lse)
     check_call(call)
-    device = q.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasting(q.device):
         # The inputs already have the dtype autocast gave them; inside, float32 must stay float32.
-        with torch.autocast(device, enabled=False):
+        with without_autocast(q.device):
             result = dispatch.run(call, backend)
     else:
         result = dispatch.run(call, backend)

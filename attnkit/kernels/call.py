@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -86,41 +87,62 @@ class AttendCall:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def check_call(call: AttendCall) -> None:
-    """Raises `ShapeError` with one sentence for shapes, dtypes or devices that do not fit each other."""
-    q, k, v, layout = call.q, call.k, call.v, call.layout
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises `ShapeError` with one sentence for q, k and v that do not fit each other."""
+    for name, one in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(one, Tensor):
+            raise ShapeError(f"attend needs q, k and v as tensors, but {name} is {type(one).__name__}")
     if not q.ndim == k.ndim == v.ndim == 4:
-        raise ShapeError(f"attend needs q, k and v of shape (B, heads, N, D), but got {_shapes(call)}")
+        raise ShapeError(f"attend needs q, k and v of shape (B, heads, N, D), but got {_shapes(q, k, v)}")
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         raise ShapeError(
-            "attend needs q (B, heads, Nq, D), k (B, heads, Nk, D) and v (B, heads, Nk, Dv) to agree, "
-            f"but got {_shapes(call)}"
+            f"attend needs q (B, heads, Nq, D), k (B, heads, Nk, D) and v (B, heads, Nk, Dv) to agree, "
+            f"but got {_shapes(q, k, v)}"
         )
     if not q.shape[1] or not q.shape[3] or not v.shape[3]:
-        raise ShapeError(f"attend needs at least one head and widths >= 1, but got {_shapes(call)}")
+        raise ShapeError(f"attend needs at least one head and widths >= 1, but got {_shapes(q, k, v)}")
     if not q.is_floating_point() or q.dtype != k.dtype or not v.is_floating_point():
         raise ShapeError(
             f"attend needs floating q and k of one dtype and a floating v, but got {q.dtype}, {k.dtype} and {v.dtype}"
         )
     if not q.device == k.device == v.device:
         raise ShapeError(f"attend needs q, k and v on one device, but got {q.device}, {k.device} and {v.device}")
-    if (layout.num_queries, layout.num_keys) != (q.shape[2], k.shape[2]):
+
+
+def check_call(call: AttendCall) -> None:
+    """Raises `ShapeError` with one sentence for a layout, scale, bias or gain that does not fit q, k and v."""
+    q, layout = call.q, call.layout
+    if (layout.num_queries, layout.num_keys) != (q.shape[2], call.k.shape[2]):
         raise ShapeError(
             f"the {layout.kind} layout is for {layout.num_queries} queries and {layout.num_keys} keys, "
-            f"but got {_shapes(call)}"
+            f"but got {_shapes(q, call.k, call.v)}"
         )
+    for varies, size, what in zip(layout.lead, q.shape[:2], ("items", "heads"), strict=True):
+        if varies not in (1, size):
+            raise ShapeError(
+                f"the {layout.kind} layout varies over {varies} {what}, but got {_shapes(q, call.k, call.v)} of {size}"
+            )
+    for table in layout.tables:
+        if table.device != q.device:
+            raise ShapeError(f"the {layout.kind} layout lies on {table.device}, but q, k and v lie on {q.device}")
+    if not isinstance(call.scale, (int, float)) or not -math.inf < call.scale < math.inf:
+        raise ShapeError(f"attend needs a finite number as scale, or None for D ** -0.5, but got {call.scale!r}")
     for name, values in (("bias", call.bias), ("gain", call.gain)):
         if isinstance(values, RelativeTable):
             _check_table(name, values, call)
+            _check_device(name, values.table, call)
         elif values is not None:
             _check_pairs(name, values, call)
+            _check_device(name, values, call)
 
 
-def _shapes(call: AttendCall) -> str:
-    return f"q {tuple(call.q.shape)}, k {tuple(call.k.shape)}, v {tuple(call.v.shape)}"
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 def _check_pairs(name: str, values: Tensor, call: AttendCall) -> None:
+    if not isinstance(values, Tensor):
+        raise ShapeError(f"{name} must be a tensor or a RelativeTable, but got {type(values).__name__}")
     full = (*call.q.shape[:3], call.k.shape[2])
     fits = values.ndim == 4 and all(one in (1, size) for one, size in zip(values.shape, full, strict=True))
     if not fits or not values.is_floating_point():
@@ -128,6 +150,11 @@ def _check_pairs(name: str, values: Tensor, call: AttendCall) -> None:
             f"{name} must be floating and broadcast to (B, heads, Nq, Nk) = {full}, "
             f"but got {values.dtype} {tuple(values.shape)}"
         )
+
+
+def _check_device(name: str, values: Tensor, call: AttendCall) -> None:
+    if values.device != call.q.device:
+        raise ShapeError(f"{name} lies on {values.device}, but q, k and v lie on {call.q.device}")
 
 
 def _check_table(name: str, values: RelativeTable, call: AttendCall) -> None:

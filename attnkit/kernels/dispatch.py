@@ -126,7 +126,8 @@ def choose(call: AttendCall, backend: str | None = None) -> str:
             refusals.append(f"backend {name!r} cannot run this call: {'; '.join(reasons)}")
         raise BackendError(f"{' | '.join(refusals)} ({describe(call)})")
     able = [name for name, target in BACKENDS.items() if target and not _why_not(name, call)]
-    return min(able, key=lambda name: backend_named(name).cost(call))
+    costs = [backend_named(name).cost(call) for name in able]
+    return able[costs.index(min(costs))]
 
 
 def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) -> dict[str, tuple[str, ...]]:

@@ -47,7 +47,7 @@ class FlexBackend(Backend):
 
     def cost(self, call: AttendCall) -> float:
         # Tiles of 128 tokens are rarely empty in an image's row order, and a first call compiles for seconds.
-        return 4.0 * size_of(call, call.k.shape[2])
+        return 6.0 * size_of(call, call.k.shape[2])
 
     def run(self, call: AttendCall) -> AttendResult:
         layout = call.layout

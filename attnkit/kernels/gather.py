@@ -15,6 +15,13 @@ from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.softmax import fused_attention, masked_softmax, plain_attention
 from attnkit.layouts import Blocks, Stencil, TokenSets
 
+# In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, starting one small
+# attention problem, and what a multiply-add costs over shifted maps and over lists of keys.
+FETCH = 100.0
+SMALL_PROBLEM = 1e5
+SHIFTED = 18.0
+LISTED = 160.0
+
 
 class GatherBackend(Backend):
     """Blocks: gathered keys and one batched attention. Token sets: a list of keys per query. Stencils: shifted maps."""
@@ -22,16 +29,20 @@ class GatherBackend(Backend):
     name: ClassVar[str] = "gather"
 
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
+        if not call.k.shape[2]:
+            return ("there are no keys to fetch",)
         if isinstance(call.layout, (Blocks, Stencil, TokenSets)):
             return ()
         return (f"a {call.layout.kind} layout has no list of keys to fetch; it takes blocks, stencil and token_sets",)
 
     def cost(self, call: AttendCall) -> float:
         layout = call.layout
-        # Fetching a key costs about as much as the arithmetic of one query row when a block shares it, far more when
-        # every query has keys of its own.
-        overhead = 1.5 if isinstance(layout, Blocks) else 12.0 if isinstance(layout, TokenSets) else 4.0
-        return overhead * size_of(call, layout.key_slots)
+        size = size_of(call, layout.key_slots)
+        if isinstance(layout, Blocks):
+            heads, width = call.q.shape[1], call.k.shape[3] + call.v.shape[3]
+            fetched = heads * layout.num_blocks * layout.key_slots * width
+            return size + FETCH * fetched + SMALL_PROBLEM * heads * layout.num_blocks
+        return (SHIFTED if isinstance(layout, Stencil) and layout.border == "mask" else LISTED) * size
 
     def run(self, call: AttendCall) -> AttendResult:
         layout = call.layout
@@ -104,6 +115,9 @@ def _fetch(rows: Tensor, token: Tensor) -> Tensor:
 def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
     order, keys = layout.order, layout.key_tokens()
     prefix = layout.prefix
+    if order.padded and layout.index is not None:
+        # A block without queries fetches nothing: what only it would see may hold NaN.
+        keys = torch.where((order.token >= 0).any(-1, keepdim=True), keys, -1)
     if prefix:
         shared = torch.arange(prefix, device=keys.device).expand(*keys.shape[:3], -1)
         keys = torch.cat([shared, keys], dim=3)
@@ -145,7 +159,7 @@ def _fused_blocks(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scale: 
         return None if one is None else fold(one.expand(batch, -1, blocks, -1, -1))
 
     out = fused_attention(fold(q), fold(k), fold(v), fold_pairs(valid), scale, fold_pairs(bias))
-    return rearrange(out, "(b r) h i j -> b h r i j", b=batch)
+    return rearrange(out, "(b r) h i j -> b h r i j", r=blocks)
 
 
 def _lists(call: AttendCall, index: Tensor) -> AttendResult:

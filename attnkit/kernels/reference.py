@@ -18,7 +18,7 @@ class ReferenceBackend(Backend):
         return ()
 
     def cost(self, call: AttendCall) -> float:
-        return 3.0 * size_of(call, call.k.shape[2])
+        return 8.0 * size_of(call, call.k.shape[2])
 
     def run(self, call: AttendCall) -> AttendResult:
         mask = call.layout.to_mask(call.q.device)

@@ -27,7 +27,7 @@ class SdpaBackend(Backend):
 
     def cost(self, call: AttendCall) -> float:
         masked = not isinstance(call.layout, Dense) or call.bias is not None
-        return (1.5 if masked else 1.0) * size_of(call, call.k.shape[2])
+        return (2.2 if masked else 1.0) * size_of(call, call.k.shape[2])
 
     def run(self, call: AttendCall) -> AttendResult:
         layout, k, v = call.layout, call.k, call.v

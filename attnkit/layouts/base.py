@@ -14,7 +14,6 @@ from attnkit.errors import LayoutError
 Self = TypeVar("Self", bound="Layout")
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Layout(ABC):
     """Which keys each query sees; `to_mask()` is the definition, everything else agrees with it.
 
@@ -23,15 +22,21 @@ class Layout(ABC):
     """
 
     kind: ClassVar[str]
-    key_mask: Tensor | None = None
+    # Every layout declares this as its own last field: older compilers mistake the order of inherited ones.
+    key_mask: Tensor | None
 
     def __post_init__(self) -> None:
         self.lead  # noqa: B018 - raises where the tables do not fit each other
 
     @property
+    def own_tables(self) -> tuple[Tensor, ...]:
+        """The tensors a kind of layout holds beside the key mask, each with (B or 1, heads or 1) in front."""
+        return ()
+
+    @property
     def tables(self) -> tuple[Tensor, ...]:
-        """The tensors that say which keys are seen, each with (B or 1, heads or 1) in front."""
-        return () if self.key_mask is None else (self.key_mask,)
+        """All tensors that say which keys are seen, each with (B or 1, heads or 1) in front."""
+        return self.own_tables if self.key_mask is None else (*self.own_tables, self.key_mask)
 
     @property
     def lead(self) -> tuple[int, int]:
@@ -121,7 +126,7 @@ class Layout(ABC):
             keys: bool (Nk,), (B, Nk) or (B or 1, heads or 1, Nk); True keeps a key.
 
         Raises:
-            LayoutError: for another dtype or number of keys, or keys that vary over other items or heads than the layout.
+            LayoutError: for another dtype or number of keys, or keys that vary over other items or heads.
         """
         if keys.dtype != torch.bool or keys.ndim not in (1, 2, 3) or keys.shape[-1] != self.num_keys:
             raise LayoutError(
@@ -130,7 +135,9 @@ class Layout(ABC):
             )
         keys = keys.view(1, 1, -1) if keys.ndim == 1 else keys[:, None] if keys.ndim == 2 else keys
         common_lead(f"a {self.kind} layout and the keys it is restricted to", self.lead, tuple(keys.shape[:2]))
-        return dataclasses.replace(self, key_mask=keys if self.key_mask is None else self.key_mask & keys)
+        return dataclasses.replace(  # type: ignore[type-var]
+            self, key_mask=keys if self.key_mask is None else self.key_mask & keys
+        )
 
     def lower(self, kind: str) -> Layout:
         """Writes the same meaning as a more general kind: `"token_sets"` or `"token_mask"`.

@@ -49,6 +49,7 @@ class Blocks(Layout):
     prefix: int = field(default=0, kw_only=True)
     key_order: Order | None = field(default=None, kw_only=True)
     unique: bool = field(default=False, kw_only=True, repr=False)
+    key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", _four_dimensional(self.order))
@@ -78,7 +79,7 @@ class Blocks(Layout):
         super().__post_init__()
 
     @classmethod
-    def from_regions(cls, grid: Grid, regions_per_side: Sizes, index: Tensor) -> Blocks:
+    def from_regions(cls, grid: Grid, regions_per_side: Sizes, index: Tensor, *, unique: bool = False) -> Blocks:
         """Routed regions: the grid is cut into regions_per_side regions an axis, and each sees those it is routed to.
 
         A region holds ceil(size / regions_per_side) tokens an axis; where that does not divide, late regions hold
@@ -87,11 +88,13 @@ class Blocks(Layout):
         Args:
             grid: the grid of queries and keys.
             regions_per_side: regions along each axis, one number or one per axis.
-            index: integer (B or 1, R, topk) or (B or 1, heads or 1, R, topk) with regions numbered row-major.
+            index: integer (B or 1, R, topk) or (B or 1, heads or 1, R, topk) with regions numbered row-major,
+                -1 for none.
+            unique: promises that no region stands twice in a row and all are in range, so that nothing is checked.
         """
         regions = _per_axis(grid, regions_per_side, "regions_per_side")
         order = cut_order(grid, region_cuts(grid, regions), index.device)
-        return cls(order, index, prefix=grid.prefix)
+        return cls(order, index, prefix=grid.prefix, unique=unique)
 
     @classmethod
     def windows(
@@ -125,9 +128,9 @@ class Blocks(Layout):
         return cls(permuted_order(permutation, window, prefix), prefix=prefix)
 
     @property
-    def tables(self) -> tuple[Tensor, ...]:
+    def own_tables(self) -> tuple[Tensor, ...]:
         routes = () if self.index is None else (self.index,)
-        return (self.order.token, self.keys_cut.token, *routes, *super().tables)
+        return (self.order.token, self.keys_cut.token, *routes)
 
     @property
     def keys_cut(self) -> Order:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -28,6 +28,7 @@ class Dense(Layout):
 
     queries: int
     keys: int | None = None
+    key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         counts = (self.queries, self.queries if self.keys is None else self.keys)

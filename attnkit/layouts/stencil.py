@@ -41,6 +41,7 @@ class Stencil(Layout):
     stride: Sizes = field(default=1, kw_only=True)
     dilation: Sizes = field(default=1, kw_only=True)
     border: Literal["mask", "clamp"] = field(default="mask", kw_only=True)
+    key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.grid, Grid):

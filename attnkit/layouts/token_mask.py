@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -27,6 +27,7 @@ class TokenMask(Layout):
     kind: ClassVar[str] = "token_mask"
 
     mask: Tensor
+    key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool or self.mask.ndim not in (2, 3, 4):
@@ -39,8 +40,8 @@ class TokenMask(Layout):
         super().__post_init__()
 
     @property
-    def tables(self) -> tuple[Tensor, ...]:
-        return (self.mask, *super().tables)
+    def own_tables(self) -> tuple[Tensor, ...]:
+        return (self.mask,)
 
     @property
     def num_queries(self) -> int:

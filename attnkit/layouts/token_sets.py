@@ -34,6 +34,7 @@ class TokenSets(Layout):
     queries_all: int = field(default=0, kw_only=True)
     keys_all: int = field(default=0, kw_only=True)
     unique: bool = field(default=False, kw_only=True, repr=False)
+    key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         index = self.index
@@ -57,8 +58,8 @@ class TokenSets(Layout):
         super().__post_init__()
 
     @property
-    def tables(self) -> tuple[Tensor, ...]:
-        return (self.index, *super().tables)
+    def own_tables(self) -> tuple[Tensor, ...]:
+        return (self.index,)
 
     @property
     def num_queries(self) -> int:

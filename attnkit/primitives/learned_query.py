@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnkit.kernels import attend
+from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.options import odd, positive
 from attnkit.primitives.base import (
@@ -96,7 +97,7 @@ class LearnedQueryHeads(HeadGroup):
         if inputs.token_mask is not None:
             layout = layout.restrict(inputs.token_mask)
         # Scores in half precision would be off by several percent in the exponent.
-        with torch.autocast(inputs.x.device.type, enabled=False):
+        with without_autocast(inputs.x.device):
             weight = self.score_weight()
             scores = F.linear(inputs.x.to(weight.dtype), weight).transpose(1, 2)
         # Scores without a query are attention with keys one number wide, looked at by queries that are all 1.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnkit.errors import ShapeError
+from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import TokenSets
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
@@ -90,7 +91,7 @@ class MaskPredictorHeads(SoftmaxHeads):
         q, k, _ = inputs.qkv
         grid = inputs.grid
         budget = min(math.ceil(self.predicted.keep * grid.image_tokens), grid.image_tokens)
-        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(q.device):
             scores = self.predictor(q.detach().float(), k.detach().float(), inputs)
             index = scores.topk(budget, dim=-1).indices + grid.prefix
         layout = TokenSets(index, grid.tokens, queries_all=grid.prefix, keys_all=grid.prefix, unique=True)

@@ -33,7 +33,7 @@ class PooledGlobal(SoftmaxOptions):
     )
     formula: ClassVar[str] = "y_c = mean(x in cell c); out_i = sum_c softmax_c(s q_i.K y_c) V y_c"
     cost: ClassVar[str] = "2 N (N / r^2) C"
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"pool": 4},)
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"pool": 2}, {"pool": 4})
 
     pool: int
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnkit.layouts import Blocks
 from attnkit.layouts.cache import cached
+from attnkit.layouts.orders import Order, permuted_order
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
 from attnkit.primitives.permutation import random_permutation
@@ -64,17 +65,25 @@ class RandomWindowHeads(SoftmaxHeads):
         self.layer = context.layer
 
     def plan(self, inputs: HeadInputs) -> Plan:
-        permutation = self.permutation(inputs)
-        return Plan(Blocks.permuted(permutation, self.random.window, prefix=inputs.grid.prefix))
+        return Plan(Blocks(self.order(inputs), prefix=inputs.grid.prefix))
+
+    def order(self, inputs: HeadInputs) -> Order:
+        """The windows of this pass."""
+        grid, window = inputs.grid, self.random.window
+        if inputs.draw is not None and self.random.resample:
+            return permuted_order(self.permutation(inputs), window, grid.prefix)
+
+        def make() -> tuple[Tensor, Tensor]:
+            order = permuted_order(self.permutation(inputs), window, grid.prefix)
+            return order.token, order.slot
+
+        key = ("random windows", self.random.seed, self.layer, window, grid, str(inputs.x.device))
+        token, slot = cached(key, make)
+        return Order(token, slot, padded=token.numel() > slot.numel())
 
     def permutation(self, inputs: HeadInputs) -> Tensor:
         """The permutation of the image tokens that this pass uses: int64 (image tokens,)."""
         grid, device = inputs.grid, inputs.x.device
-        words = (self.random.seed, self.layer, *grid.sizes)
-        if inputs.draw is not None and self.random.resample:
-            return random_permutation(grid.image_tokens, (*words, inputs.draw.to(device) + 1), device)
-
-        def make() -> tuple[Tensor]:
-            return (random_permutation(grid.image_tokens, (*words, 0), device),)
-
-        return cached(("permutation", words, str(device)), make)[0]
+        fixed = inputs.draw is None or not self.random.resample
+        draw = 0 if fixed or inputs.draw is None else inputs.draw.to(device) + 1
+        return random_permutation(grid.image_tokens, (self.random.seed, self.layer, *grid.sizes, draw), device)

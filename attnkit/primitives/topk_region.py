@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
@@ -62,7 +63,7 @@ class TopKRegionHeads(SoftmaxHeads):
     def plan(self, inputs: HeadInputs) -> Plan:
         q, k, _ = inputs.qkv
         index = self.route(q, k, inputs)
-        return Plan(Blocks.from_regions(inputs.grid, self.region.regions, index))
+        return Plan(Blocks.from_regions(inputs.grid, self.region.regions, index, unique=True))
 
     @torch.no_grad()
     def route(self, q: Tensor, k: Tensor, inputs: HeadInputs) -> Tensor:
@@ -77,7 +78,7 @@ class TopKRegionHeads(SoftmaxHeads):
             groups = options.heads if options.routing == "per_head" else 1
             means.append(mean.unflatten(2, (groups, -1)).transpose(1, 2))
         # Autocast would round the products, and with them the choice, to half precision.
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             match = means[0] @ means[1].transpose(-2, -1)
         match = match.masked_fill((counts == 0)[:, None, None, :], -torch.inf)
         best = match.topk(min(options.topk, match.shape[-1]), dim=-1)

@@ -85,8 +85,11 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, behind the final norm and before pooling."""
         self.check_images(x)
-        *_, (tokens, grid) = self.levels(x)
-        return self.finish(tokens, grid)
+        last: tuple[Tensor, Grid] | None = None
+        for last in self.levels(x):  # noqa: B007 - only the last level is kept alive
+            pass
+        assert last is not None
+        return self.finish(*last)
 
     def forward_intermediates(
         self,
@@ -180,6 +183,11 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
             raise ShapeError(
                 f"images must be floating point numbers, but got {x.dtype}; convert and normalise them first"
             )
+        weight = next(self.parameters())
+        if x.device != weight.device:
+            raise ShapeError(f"the images are on {x.device} but the model is on {weight.device}; move one of them")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ShapeError(f"the images are {x.dtype} but the model is {weight.dtype}; convert one or use autocast")
 
     def run_block(self, block: nn.Module, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Runs one block, recomputed in the backward pass if asked for."""
