@@ -12,7 +12,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.layouts import Dense
 
 
 class FlexBackend(Backend):
@@ -51,9 +50,8 @@ class FlexBackend(Backend):
 
     def run(self, call: AttendCall) -> AttendResult:
         layout = call.layout
-        dense = isinstance(layout, Dense) and layout.key_mask is None
         k, v, block_mask = call.k, call.v, None
-        if not dense:
+        if not layout.full:
             mask = layout.to_mask(call.q.device)
             # As in the reference: values nobody sees must not reach the output as zero times NaN.
             seen = mask.any(dim=-2)[..., None]

@@ -7,7 +7,6 @@ from typing import ClassVar
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.softmax import fused_attention
-from attnkit.layouts import Dense
 
 
 class SdpaBackend(Backend):
@@ -26,13 +25,13 @@ class SdpaBackend(Backend):
         return tuple(reasons)
 
     def cost(self, call: AttendCall) -> float:
-        masked = not isinstance(call.layout, Dense) or call.bias is not None
+        masked = not call.layout.full or call.bias is not None
         return (2.2 if masked else 1.0) * size_of(call, call.k.shape[2])
 
     def run(self, call: AttendCall) -> AttendResult:
         layout, k, v = call.layout, call.k, call.v
         mask = None
-        if not isinstance(layout, Dense) or layout.key_mask is not None:
+        if not layout.full:
             mask = layout.to_mask(call.q.device)
             # As in the reference: values nobody sees must not reach the output as zero times NaN.
             seen = mask.any(dim=-2)[..., None]

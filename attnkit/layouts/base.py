@@ -67,6 +67,11 @@ class Layout(ABC):
         """How many of the first keys are seen by every query (prefix tokens)."""
         return 0
 
+    @property
+    def full(self) -> bool:
+        """Whether every query surely sees every key, known without looking at any tensor's values."""
+        return False
+
     @abstractmethod
     def to_mask(self, device: torch.device | str | None = None) -> Tensor:
         """Returns the meaning: bool, broadcastable to (B, heads, Nq, Nk), True where the query sees the key.

@@ -162,6 +162,10 @@ class Blocks(Layout):
     def key_slots(self) -> int:
         return self.prefix + self.keys_cut.token.shape[3] * (1 if self.index is None else self.index.shape[-1])
 
+    @property
+    def full(self) -> bool:
+        return self.num_blocks == 1 and self.index is None and not self.keys_cut.padded and self.key_mask is None
+
     def key_tokens(self) -> Tensor:
         """Key token in every place a block of queries sees: int64 (B or 1, heads or 1, R, K * T), -1 for none."""
         token = self.keys_cut.token

@@ -48,6 +48,10 @@ class Dense(Layout):
     def key_slots(self) -> int:
         return self.num_keys
 
+    @property
+    def full(self) -> bool:
+        return self.key_mask is None
+
     def to_mask(self, device: torch.device | str | None = None) -> Tensor:
         device = device if self.key_mask is None else self.key_mask.device
         return self._masked(torch.ones(1, 1, self.num_queries, self.num_keys, dtype=torch.bool, device=device))
