@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from attnkit.errors import AttnkitError, ConfigError, ShapeError
@@ -195,7 +194,7 @@ class HeadMix(nn.Module):
         if any(one != grids[0] for one in grids):
             pairs = ", ".join(f"{options.kind} -> {one}" for options, one in zip(self.options, grids, strict=True))
             raise ShapeError(f"all groups of a mix must give the same grid, but got {pairs}; give them one stride")
-        joined = torch.cat([rearrange(output.out, "b h n d -> b n (h d)") for output in outputs], dim=-1)
+        joined = torch.cat([output.out.transpose(1, 2).flatten(2) for output in outputs], dim=-1)
         aux = {f"{index}.{name}": one for index, output in enumerate(outputs) for name, one in output.aux.items()}
         return MixOutput(self.proj(joined), grids[0], aux)
 
@@ -268,4 +267,4 @@ def _plain_group(group: Any) -> Any:
 
 
 def _heads(columns: Tensor, heads: int) -> Tensor | None:
-    return rearrange(columns, "b n (h d) -> b h n d", h=heads) if columns.shape[-1] else None
+    return columns.unflatten(-1, (heads, -1)).transpose(1, 2) if columns.shape[-1] else None
