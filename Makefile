@@ -36,7 +36,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/attnkit train --model bigbird_vit_micro --baseline vit_micro --out runs/demo $(ARGS)
+	@$(BIN)/attnkit train --model bigbird_vit_micro --baseline vit_micro --out runs/demo --overwrite $(ARGS)
 
 # One thread a worker: as many workers as cores, each with its own threads, would fight over the cores.
 test: $(READY)

@@ -1,0 +1,45 @@
+"""The command `attnkit`: every mistake of the user is one line on standard error and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from attnkit.errors import AttnkitError, load_extra
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows `attnkit`; the process's own if None.
+
+    Returns:
+        Exit status: 0, 2 for the user's mistakes, 130 when interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        load_extra("typer", extra="train", purpose="the command line")
+        from attnkit.cli.commands import app
+
+        status = app(args=given or ["--help"], prog_name="attnkit", standalone_mode=False)
+    except AttnkitError as error:
+        return _fail(str(error))
+    except Exception as error:
+        # typer brings its own click in some versions and imports it in others, so its errors have no one class.
+        if type(error).__name__ == "Abort":
+            return 130
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
+        return _fail(f"{message}; you gave: attnkit {shlex.join(given)}")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f" (process {rank})"
+    print(f"error{where}: {' '.join(message.split())}", file=sys.stderr)
+    return 2

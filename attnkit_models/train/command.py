@@ -1,0 +1,119 @@
+"""What `attnkit train` and `attnkit predict` accept; nothing heavy is imported before they run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attnkit.cli.sizes import read_size
+from attnkit.errors import ConfigError, load_extra
+from attnkit_models.train.options import TrainOptions
+
+_NEEDED = ("accelerate", "matplotlib", "numpy", "PIL", "rich", "safetensors", "sklearn", "yaml")
+
+
+def _need_extra() -> None:
+    for module in _NEEDED:
+        load_extra(module, extra="train", purpose="training")
+
+
+def _tuned(text: str, option: str) -> Any:
+    """An option of `TrainOptions`: not given means the file's value, and then the default."""
+    return typer.Option(help=f"{text} (default {getattr(TrainOptions, option)})")
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for weights, metrics and pictures.")],
+    model: Annotated[str | None, typer.Option(help="Name of a model; see `attnkit list models`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file: a model's options, or model: and train:.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="A second model, trained alike and compared.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of class folders of images (default: the digits)")] = None,
+    epochs: Annotated[int | None, _tuned("Passes over the training images.", "epochs")] = None,
+    batch_size: Annotated[int | None, _tuned("Images a forward pass, over all processes.", "batch_size")] = None,
+    lr: Annotated[float | None, _tuned("Peak learning rate.", "lr")] = None,
+    weight_decay: Annotated[float | None, _tuned("Decoupled weight decay.", "weight_decay")] = None,
+    warmup: Annotated[float | None, _tuned("Epochs of linear warm-up.", "warmup")] = None,
+    label_smoothing: Annotated[float | None, _tuned("Share spread over all classes.", "label_smoothing")] = None,
+    clip_grad: Annotated[float | None, _tuned("Largest gradient norm, 0 for any.", "clip_grad")] = None,
+    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Vary training images.")] = None,
+    seed: Annotated[int | None, _tuned("Fixes weights, order and augmentation.", "seed")] = None,
+    img_size: Annotated[str | None, typer.Option(help="Pixels a side (32) or height x width (96x160).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change an option of the model.")
+    ] = None,
+    mixed_precision: Annotated[
+        str | None, typer.Option(metavar="auto|no|bf16|fp16", help="auto: as `accelerate launch` says, else no.")
+    ] = None,
+    grad_accum: Annotated[int | None, _tuned("Forward passes an optimizer step.", "grad_accum")] = None,
+    workers: Annotated[int | None, _tuned("Processes that load images.", "workers")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+) -> None:
+    """Train a model, alone or next to a baseline, and draw what it learned.
+
+    The same command runs on a GPU, under `accelerate launch` and under `torchrun`.
+    """
+    _need_extra()
+    from attnkit_models.train.configfile import ConfigFile, merge_options, read_config, read_overrides
+    from attnkit_models.train.run import Choice
+    from attnkit_models.train.run import train as run
+
+    file = read_config(config) if config else ConfigFile()
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "label_smoothing": label_smoothing,
+        "clip_grad": clip_grad,
+        "augment": augment,
+        "seed": seed,
+        "img_size": read_size(img_size, "--img-size") if img_size else None,
+        "mixed_precision": mixed_precision,
+        "grad_accum": grad_accum,
+        "workers": workers,
+    }
+    options = merge_options(file.train, given)
+    if model and file.model is not None:
+        raise ConfigError(f"--model {model} and {config} both say what to train; keep one of them")
+    source = model or file.model
+    if source is None:
+        raise ConfigError("nothing says what to train; pass --model NAME (see `attnkit list models`) or --config FILE")
+    label = source if isinstance(source, str) else Path(str(config)).stem
+    choices = [Choice(label, source, read_overrides(set_ or []))]
+    second = baseline or file.baseline
+    if second:
+        choices.append(Choice(second, second))
+    folder = data or (Path(file.data) if file.data else None)
+    try:
+        run(choices, out=out, options=options, data=folder, resume=resume, overwrite=overwrite, skip_bad=skip_bad)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on after the last finished epoch", err=True)
+        raise
+    _leave_processes()
+
+
+def _leave_processes() -> None:
+    import gc
+
+    from accelerate.state import PartialState
+
+    # Whatever still holds the process group keeps its threads alive, and one that lets go of a tensor after the
+    # interpreter is gone aborts the process.
+    gc.collect()
+    PartialState().destroy_process_group()
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file, or the folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(help="How many classes to print.")] = 3,
+) -> None:
+    """Print the likeliest classes of image files."""
+    _need_extra()
+    from attnkit_models.train.predict import predict as classify
+
+    for image, classes in zip(images, classify(checkpoint, images, top=top), strict=True):
+        typer.echo(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in classes))

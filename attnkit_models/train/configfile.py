@@ -1,0 +1,110 @@
+"""What to train, from `--model`, `--config` and `--set`: plain data, checked before anything is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attnkit.errors import ConfigError, did_you_mean
+from attnkit_models.train.options import TrainOptions
+
+SECTIONS = ("model", "train", "baseline", "data")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-3 as a number: YAML 1.1 wants a dot in it and would call it a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A configuration file's sections; what the file leaves out is None or empty."""
+
+    model: str | dict[str, Any] | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+    data: str | None = None
+
+
+def read_config(path: Path) -> ConfigFile:
+    """Reads a YAML file: a model's configuration alone, or sections `model`, `train`, `baseline`, `data`.
+
+    Raises:
+        ConfigError: if the file cannot be read, is no YAML mapping, or names unknown sections.
+    """
+    try:
+        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
+        raise ConfigError(f"configuration file {path} cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict) or not plain:
+        raise ConfigError(
+            f"configuration file {path} must hold a model's options or a 'model:' section, but holds {plain!r}"
+        )
+    if not any(name in plain for name in ("model", "train")):
+        return ConfigFile(model=plain)
+    unknown = [name for name in plain if name not in SECTIONS]
+    if unknown:
+        known = ", ".join(SECTIONS)
+        raise ConfigError(
+            "; ".join(
+                f"{path}: unknown section {name!r}{did_you_mean(name, SECTIONS)} (sections: {known})"
+                for name in unknown
+            )
+        )
+    wanted: dict[str, tuple[type, ...]] = {
+        "model": (str, dict),
+        "train": (dict,),
+        "baseline": (str,),
+        "data": (str,),
+    }
+    for name, value in plain.items():
+        if not isinstance(value, wanted[name]):
+            kinds = " or ".join({str: "a name", dict: "a mapping"}[kind] for kind in wanted[name])
+            raise ConfigError(f"{path}: section {name!r} must be {kinds}, but got {value!r}")
+    return ConfigFile(**plain)
+
+
+def read_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Reads `--set path=value` arguments; values are YAML: `64`, `true`, `[96, 160]`.
+
+    Raises:
+        ConfigError: if an argument is not `path=value`, or a path is set twice.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip() or not text.strip():
+            raise ConfigError(f"--set {assignment!r} must be path=value, such as 'stages[2].mix.groups[1].window=64'")
+        if path in overrides:
+            raise ConfigError(f"--set gives {path!r} twice, {overrides[path]!r} and {text}; keep one")
+        try:
+            overrides[path] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
+    return overrides
+
+
+def merge_options(file: Mapping[str, Any], given: Mapping[str, Any], *, path: str = "train") -> TrainOptions:
+    """Training options from a file's `train` section, overruled by what the command line gave.
+
+    Args:
+        file: the section as a plain dict.
+        given: options by name; None means not given.
+        path: where the section stands, for messages.
+    """
+    merged = {**file, **{name: value for name, value in given.items() if value is not None}}
+    return TrainOptions.from_dict(merged, path=path)

@@ -1,0 +1,99 @@
+"""`attnkit predict`: classes of image files, from a checkpoint that says everything else itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import attnkit
+from attnkit.errors import CheckpointError, ConfigError
+from attnkit_models.train.checkpoint import load_weights, read_header, read_weights
+from attnkit_models.train.images import Preprocess
+from attnkit_models.train.rundir import find_weights
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model with all it takes to use it.
+
+    Args:
+        model: in eval mode, on the CPU.
+        classes: class names, in the order of the logits.
+        preprocess: how image files become inputs.
+        label: the model's name in its run.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    label: str
+
+    @torch.no_grad()
+    def __call__(self, image: Path, *, top: int = 3) -> list[tuple[str, float]]:
+        """The `top` likeliest classes of an image file with their probabilities, likeliest first."""
+        probabilities = self.model(self.preprocess.read(image)).float().softmax(dim=-1)[0]
+        best = probabilities.topk(min(top, len(self.classes)))
+        return [
+            (self.classes[one], value) for one, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None) -> Classifier:
+    """Restores a model from a checkpoint alone.
+
+    Args:
+        path: a `best.safetensors` or `last.safetensors`, or the folder of a run.
+        build: what makes the model from its plain configuration; `attnkit.build` if None.
+
+    Raises:
+        CheckpointError: if the path holds no such checkpoint, or its weights do not fit its model.
+    """
+    weights = find_weights(path)
+    header = read_header(weights)
+    if header.get("kind") != "weights":
+        raise CheckpointError(f"{weights} is a training state; pass the best.safetensors or last.safetensors beside it")
+    try:
+        config, classes, preprocess = (
+            header["model"],
+            tuple(header["classes"]),
+            Preprocess.from_dict(header["preprocess"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{weights} does not say how to use it ({error} is missing); train it again") from error
+    model = (build or attnkit.build)(config)
+    load_weights(model, read_weights(weights), source=str(weights))
+    return Classifier(model.eval(), classes, preprocess, header.get("label", type(model).__name__))
+
+
+def model_and_image(checkpoint: str, image: Path) -> tuple[nn.Module, torch.Tensor]:
+    """A trained model and an image as it takes it, (1, channels, H, W): what a picture of attention needs."""
+    classifier = load_classifier(Path(checkpoint))
+    return classifier.model, classifier.preprocess.read(image)
+
+
+def predict(
+    checkpoint: Path, images: Sequence[Path], *, top: int = 3, build: Callable[..., nn.Module] | None = None
+) -> list[list[tuple[str, float]]]:
+    """Classifies image files: for each, the `top` likeliest classes with their probabilities.
+
+    Args:
+        checkpoint: a checkpoint or the folder of a run.
+        images: image files.
+        top: how many classes to give, >= 1.
+        build: what makes the model from its plain configuration; `attnkit.build` if None.
+
+    Raises:
+        ConfigError: if there is no image or `top` is less than 1.
+        CheckpointError: if the checkpoint cannot be used.
+        DataError: if an image cannot be read.
+    """
+    if top < 1:
+        raise ConfigError(f"top={top} must be at least 1")
+    if not images:
+        raise ConfigError("predict needs at least one image file, but got none")
+    classifier = load_classifier(checkpoint, build=build)
+    return [classifier(image, top=top) for image in images]

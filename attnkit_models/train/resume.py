@@ -1,0 +1,114 @@
+"""Everything a killed run needs to go on as if nothing had happened, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnkit.errors import CheckpointError
+from attnkit_models.train.checkpoint import load_weights, pack, read_header
+from attnkit_models.train.options import FREE_ON_RESUME
+
+WEIGHTS = "model/"
+OPTIMIZER = "optimizer/"
+
+
+@dataclass
+class Progress:
+    """How far training is: finished epochs and what was measured in each.
+
+    Args:
+        epoch: finished epochs.
+        history: one record an epoch, the lines of `metrics.jsonl`.
+        identity: model, data and options of the run; a continuation must have the same.
+        scaler: state of the fp16 loss scaler, where there is one.
+    """
+
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    identity: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The record of the first epoch that reached the highest validation accuracy."""
+        return max(self.history, key=lambda record: (record["val_accuracy"], -record["epoch"]), default=None)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state under parameter names: `exp_avg/blocks.0.norm.weight`."""
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}/{named[id(parameter)]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> bytes:
+    """The resume file's content. Weights hold buffers too, such as the draw counters of random windows."""
+    tensors = {WEIGHTS + name: value for name, value in model.state_dict().items()}
+    tensors |= {OPTIMIZER + name: value for name, value in optimizer_tensors(model, optimizer).items()}
+    return pack(tensors, {"kind": "resume", **vars(progress)})
+
+
+def read_progress(path: Path) -> Progress:
+    """How far the run of a resume file came.
+
+    Raises:
+        CheckpointError: if the file is no resume file.
+    """
+    header = read_header(path)
+    if header.pop("kind", None) != "resume":
+        raise CheckpointError(f"{path} holds weights only and cannot continue a run; --resume needs resume.safetensors")
+    return Progress(**header)
+
+
+def unpack_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts a resume file's tensors back into the model and its optimizer."""
+    weights = {name.removeprefix(WEIGHTS): one for name, one in tensors.items() if name.startswith(WEIGHTS)}
+    load_weights(model, weights, source=str(path))
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name.startswith(OPTIMIZER):
+            key, _, owner = name.removeprefix(OPTIMIZER).partition("/")
+            parameter = parameters[owner]
+            # Adam counts its steps on the CPU, and a scalar has no memory layout to match.
+            device = "cpu" if key == "step" else parameter.device
+            optimizer.state[parameter][key] = tensor.to(device, copy=True)
+
+
+def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
+    """Makes sure that a run is continued with what it was started with.
+
+    Raises:
+        CheckpointError: naming the first differences.
+    """
+    # Through JSON, because one side comes from a file, where tuples are lists.
+    ours = _flat(json.loads(json.dumps(wanted)))
+    theirs = _flat(json.loads(json.dumps(found)))
+    free = {f"options.{name}" for name in FREE_ON_RESUME}
+    different = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name) and name not in free]
+    if different:
+        shown = ", ".join(f"{name} was {theirs.get(name)!r} and is now {ours.get(name)!r}" for name in different[:3])
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise CheckpointError(
+            f"{place} holds another run: {shown}{more}; continue it with what it was started with, "
+            "or start anew with --overwrite or another --out"
+        )
+
+
+def _flat(plain: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(plain, dict):
+        items = [(f"{path}.{key}" if path else str(key), value) for key, value in plain.items()]
+    elif isinstance(plain, list) and any(isinstance(one, (dict, list)) for one in plain):
+        items = [(f"{path}[{index}]", value) for index, value in enumerate(plain)]
+    else:
+        return {path: plain}
+    return {name: value for path, inner in items for name, value in _flat(inner, path).items()}

@@ -1,0 +1,124 @@
+"""The command line: what it prints, and one line of error with exit status 2 for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnkit
+from attnkit.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def printed(capsys, *arguments):
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_list(capsys):
+    assert printed(capsys, "list", "models").split() == attnkit.list_models()
+    assert printed(capsys, "list", "primitives", "*window*").split() == ["random_window", "window"]
+    assert "reference" in printed(capsys, "list", "backends") and "triton" not in printed(capsys, "list", "backends")
+    assert printed(capsys, "list").startswith("models: ")
+
+
+def test_show(capsys):
+    assert '"kind": "pyramid"' in printed(capsys, "show", "bigbird_vit_micro")
+    shown = printed(capsys, "show", "random_window")
+    assert "Args:" in shown and "arXiv" in shown
+
+
+def test_costs_and_backends_of_a_model(capsys):
+    assert "MACs" in printed(capsys, "flops", "vit_micro", "--size", "32")
+    assert "reference" in printed(capsys, "explain", "vit_micro", "--size", "32x32")
+
+
+def test_draw_a_primitive(capsys, tmp_path):
+    for name in ("random_window", "topk_region"):
+        path = tmp_path / f"{name}.png"
+        assert printed(capsys, "draw", name, "--grid", "7x14", "--out", str(path)).strip() == str(path)
+        assert path.stat().st_size > 1000
+    printed(capsys, "draw", "window", "window=4", "--grid", "8", "--out", str(tmp_path / "w.png"))
+
+
+def test_help_names_the_defaults(capsys):
+    text = " ".join(printed(capsys, "train", "--help").split())
+    assert "--resume" in text and "--baseline" in text and "0.002" in text
+    assert "train" in printed(capsys)
+
+
+@pytest.mark.slow
+def test_doctor(capsys):
+    report = printed(capsys, "doctor")
+    assert f"attnkit {attnkit.__version__}" in report
+    assert "reference on cpu: runs dense, stencil, blocks, token_sets, token_mask" in report
+    assert "gather on cpu: runs stencil, blocks, token_sets\n    not dense: " in report
+    assert "triton" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--epohcs", "3"], "No such option: --epohcs"),
+        (["train", "--model", "vit_micro"], "Missing option '--out'"),
+        (["train", "--out", "x"], "nothing says what to train; pass --model NAME"),
+        (["train", "--out", "x", "--model", "vit_micor"], "did you mean 'vit_micro'?"),
+        (["train", "--out", "x", "--model", "vit_micro", "--epochs", "0"], "epochs=0: must be >= 1"),
+        (["train", "--out", "x", "--model", "vit_micro", "--epochs", "two"], "--epochs two"),
+        (
+            ["train", "--out", "x", "--model", "vit_micro", "--img-size", "a"],
+            "--img-size a must be at least 1, such as",
+        ),
+        (["train", "--out", "x", "--model", "vit_micro", "--data", "nowhere"], "data folder nowhere does not exist"),
+        (["train", "--out", "x", "--model", "vit_micro", "--mixed-precision", "fp61"], "did you mean 'fp16'?"),
+        (["train", "--out", "x", "--model", "vit_micro", "--set", "depht=3"], "did you mean 'depth'?"),
+        (["train", "--out", "x", "--model", "vit_micro", "--baseline", "vit_micro"], "both called 'vit_micro'"),
+        (["predict", "nowhere", "a.png"], "there is no checkpoint nowhere"),
+        (["list", "modles"], "did you mean 'models'?"),
+        (["show", "covn"], "did you mean 'conv'?"),
+        (["explain", "vit_micor"], "did you mean 'vit_micro'?"),
+        (["flops", "vit_micro", "--size", "0"], "--size 0 must be at least 1"),
+        (["draw", "widnow"], "did you mean 'window'?"),
+        (["draw", "window", "windwo=3"], "did you mean 'window'?"),
+        (["draw", "window", "window"], "must be OPTION=VALUE"),
+        (["draw", "run", "heads=2", "--image", "a.png"], "which takes no options"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert said in output.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_and_a_file_with_a_model_contradict(capsys, tiny_config, tmp_path):
+    assert main(["train", "--config", str(tiny_config), "--model", "vit_micro", "--out", str(tmp_path / "x")]) == 2
+    assert "both say what to train" in capsys.readouterr().err
+
+
+def test_errors_of_the_program_are_not_hidden(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("attnkit.registry.list_models", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["list", "models"])
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["list"]) == 2
+    assert "pip install 'attnkit[train]'" in capsys.readouterr().err
+
+
+def test_listing_loads_nothing_of_training():
+    code = "import sys; from attnkit.cli import main; main(['list']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert not {"accelerate", "matplotlib", "sklearn", "PIL", "yaml"} & set(done.stdout.splitlines()[-1].split())
