@@ -140,9 +140,8 @@ class Layout(ABC):
             )
         keys = keys.view(1, 1, -1) if keys.ndim == 1 else keys[:, None] if keys.ndim == 2 else keys
         common_lead(f"a {self.kind} layout and the keys it is restricted to", self.lead, tuple(keys.shape[:2]))
-        return dataclasses.replace(  # type: ignore[type-var]
-            self, key_mask=keys if self.key_mask is None else self.key_mask & keys
-        )
+        left = keys if self.key_mask is None else self.key_mask & keys
+        return dataclasses.replace(self, key_mask=left)  # type: ignore[type-var]
 
     def lower(self, kind: str) -> Layout:
         """Writes the same meaning as a more general kind: `"token_sets"` or `"token_mask"`.

@@ -1,0 +1,62 @@
+"""The oracle: dense attention in float64 from a mask alone, short enough to be trusted by reading it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnkit.kernels import AttendCall
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What attention means: the definition that every backend is tested against.
+
+    `out[i] = sum_j gain[i, j] * softmax_j(scale * q[i].k[j] + bias[i, j]) * v[j]`, j over the keys with mask[i, j].
+    A query that sees no key gets 0, lse = -inf and gradient 0. Differentiable in everything but the mask.
+
+    Args:
+        q: queries (B, heads, Nq, D).
+        k: keys (B, heads, Nk, D).
+        v: values (B, heads, Nk, Dv).
+        mask: bool, broadcastable to (B, heads, Nq, Nk); `layout.to_mask()`.
+        scale: factor of the logits; D ** -0.5 where not given.
+        bias: broadcastable to (B, heads, Nq, Nk), or None.
+        gain: broadcastable to (B, heads, Nq, Nk), or None.
+
+    Returns:
+        out (B, heads, Nq, Dv) and lse (B, heads, Nq), both float64.
+    """
+    q, k, v = q.double(), k.double(), v.double()
+    logits = (q.shape[-1] ** -0.5 if scale is None else scale) * torch.einsum("bhid,bhjd->bhij", q, k)
+    if bias is not None:
+        logits = logits + bias.double()
+    logits = logits.masked_fill(~mask, -torch.inf)
+    lse = logits.logsumexp(-1)
+    # For an empty row any finite number does: exp(-inf) is 0 with gradient 0, where exp(-inf + inf) would be NaN.
+    weights = (logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+    if gain is not None:
+        weights = weights * gain.double()
+    return torch.einsum("bhij,bhje->bhie", weights, v), lse
+
+
+def expected(call: AttendCall) -> tuple[Tensor, Tensor]:
+    """`dense_attention` of a call, such as one collected by `attnkit.kernels.recording`.
+
+    Args:
+        call: the call; keys that no query sees may hold anything, NaN included.
+
+    Returns:
+        out (B, heads, Nq, Dv) and lse (B, heads, Nq), both float64.
+    """
+    mask = call.layout.to_mask(call.q.device)
+    seen = mask.any(-2)[..., None]
+    bias, gain = call.pair_values(call.bias), call.pair_values(call.gain)
+    return dense_attention(call.q, call.k.where(seen, 0.0), call.v.where(seen, 0.0), mask, call.scale, bias, gain)

@@ -1,0 +1,147 @@
+"""Every backend that accepts a call gives what the oracle gives, forward and backward, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnkit import Grid, attend
+from attnkit.kernels.call import AttendCall
+from attnkit.kernels.dispatch import backend_named
+from attnkit.layouts import Blocks, RelativeTable, Stencil
+from attnkit.testing import dense_attention, outputs_and_gradients, random_qkv, random_tensor
+from attnkit.testing.strategies import grids, layout_cases, seeds
+
+BACKENDS = ("reference", "sdpa", "gather")
+
+
+def agree(actual, expected, what):
+    for at, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda text, at=at: f"{what}[{at}]: {text}")
+
+
+def accepts(backend, case, q, k, v, **extra):
+    call = AttendCall(q, k, v, case.layout, 1.0, **extra)
+    return not backend_named(backend).why_not(call)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(case=layout_cases(), seed=seeds(), head_dim=st.integers(1, 8), value_dim=st.none() | st.integers(1, 8))
+def test_forward_and_gradients(backend, case, seed, head_dim, value_dim):
+    qkv = random_qkv(
+        case.sizes, batch=case.batch, heads=case.heads, head_dim=head_dim, value_dim=value_dim, seed=seed, grad=True
+    )
+    if not accepts(backend, case, *qkv):
+        backend = None
+    mask = case.layout.to_mask()
+    expected = outputs_and_gradients(lambda q, k, v: dense_attention(q, k, v, mask)[0], qkv)
+    actual = outputs_and_gradients(lambda q, k, v: attend(q, k, v, case.layout, backend=backend), qkv)
+    agree(actual[0], expected[0], "out")
+    agree(actual[1], expected[1], "gradient of qkv")
+
+
+def pair_tensor(form, case, seed):
+    """A tensor that broadcasts to (B, heads, Nq, Nk) in one of its forms."""
+    full = (case.batch, case.heads, *case.sizes)
+    shape = [size if form >> axis & 1 else 1 for axis, size in enumerate(full)]
+    return random_tensor(*shape, seed=seed, grad=True)
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather"])
+@given(case=layout_cases(), seed=seeds(), forms=st.tuples(st.integers(0, 16), st.integers(0, 16)))
+def test_bias_gain_and_lse(backend, case, seed, forms):
+    qkv = random_qkv(case.sizes, batch=case.batch, heads=case.heads, seed=seed, grad=True)
+    # Form 16 stands for none at all.
+    bias, gain = (None if form == 16 else pair_tensor(form, case, seed + at) for at, form in enumerate(forms))
+    if not accepts(backend, case, *qkv, bias=bias, gain=gain, return_lse=True):
+        backend = None
+    mask = case.layout.to_mask()
+    inputs = [*qkv, *(one for one in (bias, gain) if one is not None)]
+    expected = outputs_and_gradients(lambda q, k, v, *_: dense_attention(q, k, v, mask, 0.7, bias, gain), inputs)
+    actual = outputs_and_gradients(
+        lambda q, k, v, *_: attend(
+            q, k, v, case.layout, scale=0.7, bias=bias, gain=gain, return_lse=True, backend=backend
+        ),
+        inputs,
+    )
+    agree(actual[0], expected[0], "out, lse")
+    agree(actual[1], expected[1], "gradient of q, k, v, bias, gain")
+
+
+@given(case=layout_cases(), seed=seeds(), form=st.integers(0, 15))
+def test_bias_in_the_fused_kernels(case, seed, form):
+    qkv = random_qkv(case.sizes, batch=case.batch, heads=case.heads, seed=seed, grad=True)
+    bias, mask = pair_tensor(form, case, seed), case.layout.to_mask()
+    inputs = [*qkv, bias]
+    expected = outputs_and_gradients(lambda q, k, v, bias: dense_attention(q, k, v, mask, bias=bias)[0], inputs)
+    for backend in BACKENDS:
+        if accepts(backend, case, *qkv, bias=bias):
+            actual = outputs_and_gradients(
+                lambda q, k, v, bias, backend=backend: attend(q, k, v, case.layout, bias=bias, backend=backend), inputs
+            )
+            agree(actual[0], expected[0], f"{backend} out")
+            agree(actual[1], expected[1], f"{backend} gradient")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    grid=grids(max_height=5, max_width=6),
+    seed=seeds(),
+    extents=st.tuples(st.sampled_from([1, 3, 9]), st.sampled_from([1, 5])),
+    border=st.sampled_from(["mask", "clamp"]),
+    strided=st.booleans(),
+    with_gain=st.booleans(),
+)
+def test_relative_tables(backend, grid, seed, extents, border, strided, with_gain):
+    stride = (1 + seed % 3, 1 + seed // 3 % 2) if strided else 1
+    layouts = [Stencil(grid, 3, stride=stride, border=border), Stencil(grid, 3, stride=stride).lower("token_sets")]
+    if not strided:
+        index = torch.randint(-1, 4, (2, 1, 4, 2), generator=torch.Generator().manual_seed(seed))
+        layouts += [Blocks.windows(grid, 2), Blocks.from_regions(grid, 2, index)]
+    with_gain = with_gain and backend != "sdpa"
+    for layout in layouts:
+        qkv = random_qkv((layout.num_queries, layout.num_keys), batch=2, heads=2, seed=seed, grad=True)
+        tables = [random_tensor(2, *extents, seed=seed + at, grad=True) for at in range(2)]
+
+        def relative(bias, gain, grid=grid):
+            values = RelativeTable(bias, grid, stride), RelativeTable(gain, grid, stride, fill=1.0)
+            return values[0], values[1] if with_gain else None
+
+        def actual(q, k, v, bias, gain, layout=layout):
+            bias, gain = relative(bias, gain)
+            return attend(q, k, v, layout, bias=bias, gain=gain, backend=backend)
+
+        def expected(q, k, v, bias, gain, layout=layout):
+            dense = [None if one is None else one.dense(layout.num_queries) for one in relative(bias, gain)]
+            return dense_attention(q, k, v, layout.to_mask(), bias=dense[0], gain=dense[1])[0]
+
+        found, right = (outputs_and_gradients(function, [*qkv, *tables]) for function in (actual, expected))
+        agree(found[0], right[0], "out")
+        agree(found[1], right[1], "gradient of q, k, v and tables")
+
+
+@pytest.mark.parametrize("sizes", [(7,), (2, 3, 2)])
+@given(case=st.data(), seed=seeds())
+def test_other_numbers_of_axes(sizes, case, seed):
+    from attnkit.testing import KINDS, random_layout
+
+    kind = case.draw(st.sampled_from(KINDS))
+    layout, pair = random_layout(kind, Grid(*sizes, prefix=seed % 3), batch=2, heads=2, seed=seed)
+    qkv = random_qkv(pair, batch=2, heads=2, seed=seed, grad=True)
+    expected = outputs_and_gradients(lambda q, k, v: dense_attention(q, k, v, layout.to_mask())[0], qkv)
+    for backend in BACKENDS:
+        if not backend_named(backend).why_not(AttendCall(*qkv, layout, 1.0)):
+            actual = outputs_and_gradients(
+                lambda q, k, v, backend=backend: attend(q, k, v, layout, backend=backend), qkv
+            )
+            agree(actual[0] + actual[1], expected[0] + expected[1], backend)
+
+
+@given(case=layout_cases(), seed=seeds())
+def test_who_accepts_what(case, seed):
+    q, k, v = random_qkv(case.sizes, batch=case.batch, heads=case.heads, seed=seed)
+    assert accepts("reference", case, q, k, v, gain=q.new_ones(1, 1, 1, 1), return_lse=True)
+    assert accepts("sdpa", case, q, k, v)
+    assert accepts("gather", case, q, k, v) == (case.layout.kind in ("blocks", "stencil", "token_sets"))

@@ -1,0 +1,102 @@
+"""The flex backend: a few fixed cases, because every new shape compiles for seconds; and why it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit import Grid, attend
+from attnkit.errors import BackendError
+from attnkit.kernels.call import AttendCall
+from attnkit.kernels.dispatch import backend_named, choose
+from attnkit.layouts import Blocks, Dense, Stencil
+from attnkit.testing import assert_within_budget, dense_attention, naive_attention, random_qkv, random_tensor
+
+GRID = Grid(3, 4, prefix=1)
+
+
+@pytest.mark.slow
+def test_masked_and_biased_with_an_empty_row_and_hidden_nan():
+    # Item 0 has no key at all in head 1, and a NaN in a key that nobody sees.
+    kept = torch.ones(2, 2, 13, dtype=torch.bool)
+    kept[0, 1] = False
+    kept[:, :, 5] = False
+    layout = Blocks.windows(GRID, 2).restrict(kept)
+    q, k, v = random_qkv((13, 13), batch=2, heads=2, head_dim=8, dtype=torch.float32)
+    bias = random_tensor(1, 2, 13, 13, seed=1, dtype=torch.float32)
+    mask = layout.to_mask()
+    exact = dense_attention(q, k, v, mask, bias=bias)[0]
+    plain = naive_attention(q, k, v, mask, bias=bias)
+    k[:, :, 5], v[:, :, 5] = torch.nan, torch.inf
+    with torch.no_grad():
+        out = attend(q, k, v, layout, bias=bias, backend="flex")
+    assert_within_budget(out, exact, plain, what="flex")
+    assert (out[0, 1] == 0).all()
+
+
+@pytest.mark.slow
+def test_dense_without_bias():
+    q, k, v = random_qkv((13, 6), batch=1, heads=2, head_dim=8, dtype=torch.float32)
+    with torch.inference_mode():
+        out = attend(q, k, v, Dense(13, 6), scale=0.3, backend="flex")
+    mask = torch.ones(13, 6, dtype=torch.bool)
+    exact, plain = dense_attention(q, k, v, mask, 0.3)[0], naive_attention(q, k, v, mask, 0.3)
+    assert_within_budget(out, exact, plain, what="flex")
+
+
+def reasons(q, k, v, layout=None, **extra):
+    layout = Dense(q.shape[2], k.shape[2]) if layout is None else layout
+    return backend_named("flex").why_not(AttendCall(q, k, v, layout, 1.0, **extra))
+
+
+def tensors(dtype=torch.float32, device="cpu", width=32, count=5):
+    return [torch.ones(1, 1, count, width, dtype=dtype, device=device) for _ in range(3)]
+
+
+def test_it_accepts_what_it_can_run():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert reasons(*tensors(dtype)) == ()
+        assert reasons(*tensors(dtype), bias=torch.zeros(1, 1, 5, 5)) == ()
+    assert reasons(*tensors(), layout=Stencil(Grid(1, 5), 3)) == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: reasons(*tensors(torch.float64)), "takes float32, bfloat16 and float16, not torch.float64"),
+        (lambda: reasons(*tensors(device="meta")), "no kernel for meta; it runs on cpu and cuda"),
+        (lambda: reasons(*(one.requires_grad_() for one in tensors())), "no backward pass on the CPU"),
+        (lambda: reasons(*tensors(), gain=torch.ones(1, 1, 1, 1)), "gain multiplies the weights after the softmax"),
+        (lambda: reasons(*tensors(), return_lse=True), "return_lse=True"),
+        (
+            lambda: reasons(*tensors()[:2], tensors(torch.bfloat16)[2]),
+            "q and k are torch.float32 but v is torch.bfloat16",
+        ),
+        (lambda: reasons(*tensors(count=0)), "does not take empty tensors"),
+    ],
+)
+def test_it_says_why_not(call, reason):
+    found = call()
+    assert any(reason in text for text in found), found
+
+
+def test_gradients_that_nobody_asked_for_are_no_reason():
+    q, k, v = (one.requires_grad_() for one in tensors())
+    with torch.no_grad():
+        assert reasons(q, k, v) == ()
+
+
+def test_all_its_reasons_come_in_one_sentence():
+    q, k, v = random_qkv((3, 3), grad=True)
+    with pytest.raises(
+        BackendError,
+        match=r"^backend 'flex' cannot run this call: FlexAttention has no backward pass.*; FlexAttention on the CPU",
+    ) as caught:
+        attend(q, k, v, Dense(3), backend="flex")
+    assert "q (1, 1, 3, 4), v (1, 1, 3, 4), torch.float64, cpu, dense layout, with grad" in str(caught.value)
+
+
+def test_it_is_never_chosen_on_its_own_for_an_image():
+    q, k, v = tensors(count=GRID.tokens)
+    for layout in (Dense(13), Stencil(GRID, 3), Blocks.windows(GRID, 2)):
+        assert choose(AttendCall(q, k, v, layout, 1.0)) != "flex"

@@ -1,0 +1,52 @@
+"""Orders: cuts of the grid into blocks are consistent tables, and cached ones cannot be spoiled."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnkit import Grid
+from attnkit.layouts import Blocks, cache
+from attnkit.layouts.blocks import order_from_tokens
+from attnkit.testing.strategies import grids, layout_cases, seeds
+
+
+@given(case=layout_cases(["blocks"]))
+def test_slots_and_tokens_are_inverse(case):
+    layout = case.layout
+    for order in (layout.order, layout.keys_cut):
+        tokens, slots = order.token.flatten(2), order.slot
+        assert torch.equal(tokens.gather(2, slots) - layout.prefix, torch.arange(slots.shape[2]).expand_as(slots))
+        assert (tokens >= 0).sum() == slots.numel()
+        assert order.padded or bool((tokens >= 0).all())
+
+
+@given(grid=grids(), seed=seeds(), window=st.integers(1, 9))
+def test_orders_from_tables_of_tokens(grid, seed, window):
+    permutation = torch.rand(grid.image_tokens, generator=torch.Generator().manual_seed(seed)).argsort()
+    made = Blocks.permuted(permutation, window, prefix=grid.prefix)
+    again = Blocks(order_from_tokens(made.order.token, grid.image_tokens, grid.prefix), prefix=grid.prefix)
+    assert torch.equal(again.to_mask(), made.to_mask())
+
+
+def test_a_cut_is_made_once():
+    grid = Grid(5, 7)
+    first, second = Blocks.windows(grid, 3), Blocks.windows(grid, 3)
+    assert first.order.token is second.order.token
+    assert Blocks.windows(grid, 4).order.token is not first.order.token
+
+
+def test_the_cache_forgets_the_oldest(monkeypatch):
+    monkeypatch.setattr(cache, "_tables", type(cache._tables)())
+    monkeypatch.setattr(cache, "CAPACITY", 2)
+    made = [cache.cached(key, lambda: (torch.zeros(1),))[0] for key in "abca"]
+    assert made[0] is not made[3]
+    assert list(cache._tables) == ["c", "a"]
+
+
+def test_tables_made_in_inference_mode_serve_training():
+    with torch.inference_mode():
+        order = Blocks.windows(Grid(6, 11), 5).order
+    assert not order.token.is_inference()
+    assert not order.slot.is_inference()
