@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import AttnkitError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["export_official", "import_official", "import_official_layer"]
 
