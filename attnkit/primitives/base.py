@@ -216,12 +216,14 @@ class SoftmaxHeads(HeadGroup, ABC):
 
 def local_enhancement(conv: nn.Conv2d, inputs: HeadInputs, source: str) -> Tensor:
     """The depthwise convolution of values or inputs as (B, heads, N, D), zero for prefix tokens."""
-    assert inputs.v is not None
-    heads = inputs.v.shape[1]
-    tokens = inputs.v.transpose(1, 2).flatten(2) if source == "v" else inputs.x
+    assert inputs.q is not None
+    tokens = inputs.x
+    if source == "v":
+        assert inputs.v is not None
+        tokens = inputs.v.transpose(1, 2).flatten(2)
     local = on_map(conv, tokens, inputs.grid, inputs.token_mask)
     local = nn.functional.pad(local, (0, 0, inputs.grid.prefix, 0))
-    return local.unflatten(2, (heads, -1)).transpose(1, 2)
+    return local.unflatten(2, (inputs.q.shape[1], -1)).transpose(1, 2)
 
 
 def on_map(module: Callable[[Tensor], Tensor], tokens: Tensor, grid: Grid, token_mask: Tensor | None = None) -> Tensor:

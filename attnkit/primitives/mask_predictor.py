@@ -35,9 +35,9 @@ class MaskPredictor(SoftmaxOptions):
         reduce_tokens: factor by which it shortens the token axis, >= 1.
         coefficients: basis rows a query combines, >= 1.
         threshold: basis entries not above it count as zero, >= 0.
-        prefix: prefix tokens that the basis has rows for, >= 0; the grid must then have as many. Their keys take part in
-            the guess, as the class token does in the paper. Prefix tokens are seen by all with or without rows, so
-            their own scores only matter where the guess is compared with a whole attention map.
+        prefix: prefix tokens that the basis has rows for, >= 0; the grid must then have as many. Their keys take part
+            in the guess, as the class token's does in the authors' code. Prefix tokens are seen by all with or without
+            rows, so their own scores only matter where the guess is compared with a whole attention map.
     """
 
     kind: ClassVar[str] = "mask_predictor"

@@ -1,0 +1,34 @@
+"""Renews the table of models in docs/recipes.md: parameters and multiply-adds of every recipe.
+
+Run it from the repository root: python docs/generate/models.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attnkit
+
+PAGE = Path(__file__).parents[1] / "recipes.md"
+BEGIN, END = "<!-- table of models: docs/generate/models.py -->", "<!-- end of the table -->"
+
+
+def row(name: str) -> str:
+    """A model's line of the table."""
+    model = attnkit.build(name)
+    size = model.config.image  # type: ignore[union-attr]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    macs = attnkit.flops(model, size).total
+    return f"| `{name}` | {size[0]} x {size[1]} | {parameters:,} | {macs:,} |"
+
+
+def table() -> str:
+    """The whole table in Markdown."""
+    head = ["| model | pixels | parameters | multiply-adds |", "|---|--:|--:|--:|"]
+    return "\n".join([*head, *map(row, attnkit.list_models())])
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
