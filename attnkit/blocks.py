@@ -159,6 +159,8 @@ class Block(nn.Module):
                 f"Block takes a non-empty map (B, H, W, C), or tokens (B, N, C) with their grid, "
                 f"but got {tuple(x.shape)}"
             )
+        if token_mask is not None:
+            raise ShapeError("token_mask goes with tokens (B, N, C) and their grid, but x is a map")
         out, out_grid = self.run(x.flatten(1, -2), Grid(*x.shape[1:-1]), draw=draw)
         return out.unflatten(1, out_grid.sizes)
 
@@ -173,14 +175,16 @@ class Block(nn.Module):
         if self.config.norm == "post":
             mixed = self.mix.run(x, grid, token_mask=token_mask, draw=draw)
             x = self.norm1(x + self._branch(mixed.x, self.scale1))
-            return self.norm2(x + self._branch(self.mlp(x, grid), self.scale2)), grid
+            return self.norm2(x + self._branch(self.mlp(x, grid, token_mask), self.scale2)), grid
         mixed = self.mix.run(self.norm1(x), grid, token_mask=token_mask, draw=draw)
         if self.shortcut is not None:
             # Dropping the only branch that was computed on the new grid would leave a plain subsampling.
             x = self.shortcut(_strided(x, grid, self.stride)) + self._scaled(mixed.x, self.scale1)
         else:
             x = x + self._branch(mixed.x, self.scale1)
-        return x + self._branch(self.mlp(self.norm2(x), mixed.grid), self.scale2), mixed.grid
+        if token_mask is not None:
+            token_mask = _strided(token_mask[..., None], grid, self.stride)[..., 0]
+        return x + self._branch(self.mlp(self.norm2(x), mixed.grid, token_mask), self.scale2), mixed.grid
 
     def _scaled(self, branch: Tensor, scale: nn.Parameter | None) -> Tensor:
         branch = branch if scale is None else branch * scale
@@ -209,10 +213,10 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[activation]()
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, token_mask: Tensor | None = None) -> Tensor:
         x = self.fc1(x)
         if self.conv is not None:
-            image = on_map(self.conv, x, grid)
+            image = on_map(self.conv, x, grid, token_mask)
             x = torch.cat([x[:, : grid.prefix], image], dim=1) if grid.prefix else image
         return self.fc2(self.act(x))
 

@@ -42,7 +42,9 @@ class MissingExtraError(AttnkitError, ImportError):
 
 def did_you_mean(name: object, choices: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the choice nearest to `name`, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(choices), n=3, cutoff=0.5)
+    # Of equally near names, swapped letters are likelier than a wrong one.
+    close.sort(key=lambda one: sorted(one) != sorted(str(name)))
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
 from attnkit import registry
-from attnkit.errors import ConfigError, did_you_mean
+from attnkit.errors import ConfigError, did_you_mean, listing
 from attnkit.options import Options, field_types
 from attnkit.primitives.base import PrimitiveOptions
 
@@ -23,6 +23,9 @@ class Buildable(Protocol):
         """Makes the module."""
         ...
 
+
+# Where a change goes below some options, what it puts there, and the path as it was written.
+_Change: TypeAlias = "tuple[list[str | int], Any, str]"
 
 _STEP = re.compile(r"([A-Za-z_]\w*)|\[(\d+|\*)\]")
 
@@ -44,10 +47,15 @@ def build(name_or_config: str | Mapping[str, Any] | Options, **overrides: Any) -
             right name.
     """
     options = override(config(name_or_config), overrides)
-    if isinstance(options, PrimitiveOptions) or not isinstance(options, Buildable):
+    if isinstance(options, PrimitiveOptions):
         raise ConfigError(
             f"{options.kind!r} is a head group, which needs a mix around it: "
             f"{{'kind': 'mix', 'dim': 96, 'groups': [{options.to_dict()}]}}"
+        )
+    if options.kind in registry.PARTS or not isinstance(options, Buildable):
+        raise ConfigError(
+            f"{options.kind!r} is a part of a model, not a whole one; build a 'mix', a 'block', a 'pyramid' or an "
+            f"'isotropic'"
         )
     return options.build()
 
@@ -82,39 +90,75 @@ def override(options: Options, changes: Mapping[str, Any]) -> Options:
     Raises:
         ConfigError: with every path that leads nowhere or value that does not fit.
     """
-    errors = []
+    errors: list[str] = []
+    parsed: list[_Change] = []
     for path, value in changes.items():
         try:
-            steps = _steps(path)
-            options = _set(options, steps, value, path)
+            parsed.append((_steps(path), value, path))
         except ConfigError as error:
             errors.append(str(error))
+    changed = _changed(options, parsed, "", errors)
     if errors:
         raise ConfigError("; ".join(errors))
-    return options
+    return changed
 
 
 def _steps(path: str) -> list[str | int]:
     steps: list[str | int] = []
-    for part in path.split("."):
+    for part in str(path).split("."):
         found = _STEP.findall(part)
-        if not found or "".join(name or f"[{index}]" for name, index in found) != part or not found[0][0]:
+        written = "".join(name or f"[{index}]" for name, index in found)
+        if not found or written != part or [bool(name) for name, _ in found] != [True, *[False] * (len(found) - 1)]:
             raise ConfigError(f"override path {path!r} is not of the form 'stages[2].mix.groups[1].window'")
         steps += [name or (-1 if index == "*" else int(index)) for name, index in found]
     return steps
 
 
-def _set(node: Any, steps: list[str | int], value: Any, path: str) -> Any:
-    if not steps:
-        return _read(value, path)
-    step, rest = steps[0], steps[1:]
+def _changed(node: Any, changes: list[_Change], where: str, errors: list[str]) -> Any:
+    """A node with all changes below it made before it is checked, for some options only fit together."""
+    for at, (steps, value, path) in enumerate(changes):
+        if not steps:
+            try:
+                return _changed(_read(value, path), changes[at + 1 :], where, errors)
+            except ConfigError as error:
+                errors.append(str(error))
+                return node
+    deeper: dict[str | int, list[_Change]] = {}
+    for steps, value, path in changes:
+        try:
+            entries = _entries(node, steps[0], path)
+        except ConfigError as error:
+            errors.append(str(error))
+            continue
+        for entry in entries:
+            deeper.setdefault(entry, []).append((steps[1:], value, path))
+    before = len(errors)
+    if isinstance(node, tuple):
+        return tuple(_changed(one, deeper.get(at, []), f"{where}[{at}]", errors) for at, one in enumerate(node))
+    fields = {}
+    for name, some in deeper.items():
+        inner = f"{where}.{name}" if where else str(name)
+        fields[str(name)] = _changed(getattr(node, str(name)), some, inner, errors)
+    if not fields or len(errors) > before:
+        return node
+    try:
+        if any(map(_holds_mappings, fields.values())):
+            return type(node).from_dict({**_shallow(node), **fields}, path=where)
+        return dataclasses.replace(node, **fields)
+    except ConfigError as error:
+        paths = listing(dict.fromkeys(path for some in deeper.values() for _, _, path in some))
+        errors.append(f"override {paths}: {error}")
+        return node
+
+
+def _entries(node: Any, step: str | int, path: str) -> list[str | int]:
+    """The names or places below a node that one step of a path leads to."""
     if isinstance(step, int):
         if not isinstance(node, tuple):
             raise ConfigError(f"override {path!r}: there is no list before [{'*' if step < 0 else step}], but {node!r}")
         if step >= len(node):
             raise ConfigError(f"override {path!r}: index {step} is beyond the {len(node)} entries (0..{len(node) - 1})")
-        chosen = range(len(node)) if step < 0 else (step,)
-        return tuple(_set(one, rest, value, path) if at in chosen else one for at, one in enumerate(node))
+        return list(range(len(node))) if step < 0 else [step]
     if not isinstance(node, Options):
         raise ConfigError(f"override {path!r}: there are no options before {step!r}, but {node!r}")
     known = field_types(type(node))
@@ -124,13 +168,7 @@ def _set(node: Any, steps: list[str | int], value: Any, path: str) -> Any:
             f"override {path!r}: unknown option {step!r} for {label!r}{did_you_mean(step, known)} "
             f"(options: {', '.join(known)})"
         )
-    changed = _set(getattr(node, step), rest, value, path)
-    if not rest and _holds_mappings(changed):
-        return type(node).from_dict({**_shallow(node), step: changed}, path=path)
-    try:
-        return dataclasses.replace(node, **{step: changed})
-    except ConfigError as error:
-        raise ConfigError(f"override {path!r}: {error}") from None
+    return [step]
 
 
 def _read(value: Any, path: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnkit.errors import AttnkitError, ConfigError, ShapeError
 from attnkit.grid import Grid
+from attnkit.kernels.precision import autocasting
 from attnkit.options import Options, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 
@@ -45,9 +46,10 @@ class Mix(Options):
         found = positive(dim=self.dim, head_dim=self.head_dim, out_dim=self.out_dim)
         if not self.groups:
             found.append("groups=(): a mix needs at least one head group")
-        strides = {group.kind: group.output_stride() for group in self.groups}
-        if len(set(strides.values())) > 1:
-            found.append(f"groups=...: all groups need one stride, but they have {strides}")
+        strides = [group.output_stride() for group in self.groups]
+        if len(set(strides)) > 1:
+            pairs = ", ".join(f"{group.kind} {stride}" for group, stride in zip(self.groups, strides, strict=True))
+            found.append(f"groups=...: all groups need one stride, but they have {pairs}")
         return found
 
     @property
@@ -237,14 +239,20 @@ class HeadMix(nn.Module):
 
     def check(self, x: Tensor, grid: Grid, token_mask: Tensor | None = None) -> None:
         """Raises `ShapeError` unless these tokens fit the mix in shape, dtype and device, the grid and the mask."""
+        if not isinstance(x, Tensor):
+            raise ShapeError(f"HeadMix takes a tensor, but got {type(x).__name__}")
+        if not isinstance(grid, Grid):
+            raise ShapeError(f"HeadMix needs the tokens' grid, such as Grid(14, 14), but got {grid!r}")
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ShapeError(f"HeadMix of dim={self.dim} takes tokens (B, N, {self.dim}), but got {tuple(x.shape)}")
         weight = self.proj.weight
         if x.device != weight.device:
             raise ShapeError(f"x is on {x.device} but the weights are on {weight.device}; move one of them")
-        if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        if x.dtype != weight.dtype and not (x.is_floating_point() and autocasting(x.device)):
             raise ShapeError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one of them or use autocast")
         grid.check_tokens(x.shape[1])
+        if token_mask is not None and token_mask.device != x.device:
+            raise ShapeError(f"token_mask is on {token_mask.device} but x is on {x.device}; move one of them")
         if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]):
             raise ShapeError(
                 f"token_mask must be bool (B, N) = {tuple(x.shape[:2])}, "

@@ -65,6 +65,8 @@ class Options:
         Raises:
             ConfigError: with every mistake found, each with its path and the nearest right name.
         """
+        if not isinstance(plain, Mapping):
+            raise ConfigError(f"{path or cls.__name__}: options come as a dict of names to values, but got {plain!r}")
         errors: list[str] = []
         options = _read(plain, cls, path, errors)
         if errors:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import warnings
 from collections.abc import Callable, Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from attnkit.errors import ConfigError, did_you_mean, listing
@@ -34,6 +35,9 @@ STRUCTURES: dict[str, str] = {
     "pyramid": "attnkit_models.backbones.pyramid:PyramidConfig",
     "isotropic": "attnkit_models.backbones.isotropic:IsotropicConfig",
 }
+
+# Structures that only stand inside others.
+PARTS = ("block_style", "conv_norm", "stage")
 
 RECIPES: dict[str, str] = {
     "bigbird_vit": "attnkit_models.bigbird:bigbird_vit_tiny",
@@ -108,15 +112,17 @@ def register_primitive(name: str, options: type[Options]) -> None:
     Raises:
         ConfigError: if the name is taken, differs from the class's `kind`, or `options` is no such class.
     """
-    if not (isinstance(options, type) and issubclass(options, Options) and hasattr(options, "build")):
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a primitive's name is a string such as 'my_window', but got {name!r}")
+    if not _buildable(options):
         raise ConfigError(
             f"register_primitive({name!r}, ...) needs a class derived from attnkit.primitives.PrimitiveOptions, "
             f"but got {options!r}"
         )
     if options.kind and options.kind != name:
         raise ConfigError(f"{options.__name__}.kind is {options.kind!r} but it is being registered as {name!r}")
-    taken = PRIMITIVES.get(name) or _plugins().get(name) or _registered.get(name)
-    if taken is not None and taken is not options:
+    taken: Any = _own(name) or _registered.get(name) or ", ".join(point.value for point in _plugins().get(name, ()))
+    if taken and taken is not options:
         raise ConfigError(f"primitive {name!r} is already registered by {taken}; choose another name")
     options.kind = name
     _registered[name] = options
@@ -129,14 +135,40 @@ def unregister_primitive(name: str) -> None:
     del _registered[name]
 
 
-def _plugins() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _own(name: str) -> str | None:
+    """What attnkit itself means by a name."""
+    return PRIMITIVES.get(name) or STRUCTURES.get(name) or RECIPES.get(name)
+
+
+def _buildable(options: Any) -> bool:
+    return isinstance(options, type) and issubclass(options, Options) and hasattr(options, "build")
+
+
+def _plugins() -> dict[str, list[EntryPoint]]:
+    """Entry points by name; several under one name are an error only for who asks for that name."""
+    found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=PRIMITIVE_ENTRY_POINTS):
-        if point.name in PRIMITIVES or (point.name in found and found[point.name].value != point.value):
-            other = PRIMITIVES.get(point.name) or found[point.name].value
-            raise ConfigError(f"primitive {point.name!r} is registered twice: by {other} and by {point.value}")
-        found[point.name] = point
+        if _own(point.name):
+            warnings.warn(
+                f"entry point {point.name!r} ({point.value}) is left out: attnkit has that name", stacklevel=3
+            )
+        elif all(one.value != point.value for one in found.get(point.name, ())):
+            found.setdefault(point.name, []).append(point)
     return found
+
+
+def _plugin_class(name: str, points: list[EntryPoint]) -> type[Options]:
+    named = " and ".join(point.value for point in points)
+    if len(points) > 1:
+        raise ConfigError(f"primitive {name!r} is registered by several packages: {named}; uninstall all but one")
+    try:
+        options = points[0].load()
+    except Exception as error:
+        raise ConfigError(f"entry point {name!r} ({named}) does not load: {error}") from error
+    if not _buildable(options) or options.kind not in ("", name):
+        raise ConfigError(f"entry point {name!r} ({named}) must name an options class of kind {name!r}")
+    options.kind = name
+    return options
 
 
 def primitive_class(name: str) -> type[Options]:
@@ -151,13 +183,7 @@ def primitive_class(name: str) -> type[Options]:
         return _registered[name]
     plugins = _plugins()
     if name in plugins:
-        options = plugins[name].load()
-        if not (isinstance(options, type) and issubclass(options, Options)) or options.kind not in ("", name):
-            raise ConfigError(
-                f"entry point {name!r} ({plugins[name].value}) must name an options class of kind {name!r}"
-            )
-        options.kind = name
-        return options
+        return _plugin_class(name, plugins[name])
     names = list_primitives()
     raise ConfigError(f"unknown primitive {name!r}{did_you_mean(name, names)} (primitives: {', '.join(names)})")
 
@@ -193,6 +219,8 @@ def _matching(names: Iterable[str], pattern: str) -> list[str]:
 
 def _resolve_kind(kind: str, base: type[Options], path: str) -> type[Options]:
     where = f"{path}: " if path else ""
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}'kind' is a name such as 'dense', but got {kind!r}")
     if kind in STRUCTURES:
         cls = load(STRUCTURES[kind])
     else:

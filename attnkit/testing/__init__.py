@@ -7,7 +7,7 @@ from attnkit.primitives import PrimitiveOptions
 from attnkit.testing.layouts import KINDS, random_layout
 from attnkit.testing.options import random_options
 from attnkit.testing.oracle import dense_attention, expected
-from attnkit.testing.tensors import outputs_and_gradients, random_qkv, random_tensor
+from attnkit.testing.tensors import outputs_and_gradients, random_qkv, random_tensor, randomize_parameters
 from attnkit.testing.tolerance import assert_within_budget, error_budget, naive_attention
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "random_options",
     "random_qkv",
     "random_tensor",
+    "randomize_parameters",
 ]
 
 

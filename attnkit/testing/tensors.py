@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def random_tensor(*shape: int, seed: int, dtype: torch.dtype = torch.float64, grad: bool = False) -> Tensor:
@@ -52,6 +55,23 @@ def random_qkv(
     shapes = [(batch, heads, count, width) for count, width in zip((queries, keys, keys), widths, strict=True)]
     q, k, v = (random_tensor(*shape, seed=3 * seed + at, dtype=dtype, grad=grad) for at, shape in enumerate(shapes))
     return q, k, v
+
+
+def randomize_parameters(module: Module, *, seed: int = 0, scale: float = 0.6) -> Module:
+    """Gives every parameter normal numbers, so that none is inactive: fresh biases and relative tables are zero.
+
+    Args:
+        module: changed in place.
+        seed: any integer; the global random state is neither read nor changed.
+        scale: standard deviation, > 0.
+
+    Returns:
+        The module.
+    """
+    with torch.no_grad():
+        for at, parameter in enumerate(module.parameters()):
+            parameter.copy_(scale * random_tensor(*parameter.shape, seed=1000 * seed + at))
+    return module
 
 
 def outputs_and_gradients(

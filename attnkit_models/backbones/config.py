@@ -50,6 +50,10 @@ class ModelConfig(Options):
             found.append(f"img_size={self.img_size}: must be at least 1 x 1 pixels")
         if not 0 <= self.drop_path < 1:
             found.append(f"drop_path={self.drop_path}: must be a probability in [0, 1)")
+        if self.num_classes and not self.global_pool and not self.features_only:
+            found.append(
+                f"global_pool='': num_classes={self.num_classes} need pooled features; use 'avg' or num_classes=0"
+            )
         if self.out_indices is not None and not self.features_only:
             found.append(f"out_indices={self.out_indices}: goes with features_only=True")
         return found

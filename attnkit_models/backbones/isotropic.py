@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnkit.blocks import BlockConfig, BlockStyle
-from attnkit.errors import ConfigError
 from attnkit.grid import Grid
 from attnkit.heads import Mix
 from attnkit.options import positive
@@ -142,8 +141,6 @@ class IsotropicModel(VisionModel[IsotropicConfig]):
             pooled = x[:, 0]
         elif self.global_pool == "avg":
             pooled = x[:, prefix:].mean(1)
-        elif self.num_classes:
-            raise ConfigError("a classifier needs global_pool='token' or 'avg'; without pooling use num_classes=0")
         else:
             return x
         if pre_logits:

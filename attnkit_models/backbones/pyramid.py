@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from attnkit.blocks import BlockConfig, BlockStyle
-from attnkit.errors import ConfigError
 from attnkit.grid import Grid
 from attnkit.heads import Mix
 from attnkit.options import Options, positive
@@ -144,8 +143,6 @@ class PyramidModel(VisionModel[PyramidConfig]):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.global_pool == "avg":
             x = x.mean((2, 3))
-        elif self.num_classes:
-            raise ConfigError("a classifier needs global_pool='avg'; without pooling use num_classes=0")
         return x if pre_logits else self.head(x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
             num_classes: number of classes, >= 0.
             global_pool: `"avg"`, `"token"` (where there is a class token) or `""` for no pooling; None keeps it.
         """
-        if not isinstance(num_classes, int) or num_classes < 0:
+        if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
             raise ConfigError(f"num_classes must be an integer >= 0, but got {num_classes!r}")
         changes: dict[str, Any] = {"num_classes": num_classes}
         if global_pool is not None:
@@ -172,9 +172,10 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
 
     def check_images(self, x: Tensor) -> None:
         """Raises `ShapeError` unless x is a batch of non-empty float images with the right number of channels."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.in_chans:
+            got = tuple(x.shape) if isinstance(x, Tensor) else repr(x)
             raise ShapeError(
-                f"{type(self).__name__} takes images (B, {self.in_chans}, H, W), but got {tuple(x.shape)}; "
+                f"{type(self).__name__} takes images (B, {self.in_chans}, H, W), but got {got}; "
                 f"for other channels build it with in_chans=..."
             )
         if not x.shape[2] or not x.shape[3]:

@@ -1,0 +1,112 @@
+"""Activation checkpointing runs a region twice; the second time must see the same random windows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from attnkit import AttnkitError, Grid, RandomWindow
+from attnkit.testing import random_tensor
+
+GRID = Grid(4, 6, prefix=1)
+
+
+def gradients(mixes, run, passes=1):
+    """Gradients of all parameters and the input after some passes through a stack of mixes."""
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+    for _ in range(passes):
+        rows = x
+        for mix in mixes:
+            rows = run(mix, rows)
+        (rows * random_tensor(*rows.shape, seed=1, dtype=torch.float32)).sum().backward()
+    found = [x.grad, *(parameter.grad for mix in mixes for parameter in mix.parameters() if parameter.grad is not None)]
+    for mix in mixes:
+        mix.zero_grad()
+    return found
+
+
+def plain(mix, rows):
+    return mix(rows, GRID)
+
+
+def close(found, right):
+    assert len(found) == len(right)
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_every_primitive(random_mix, sample, reentrant):
+    if sample.output_stride() != 1:
+        sample = type(sample).from_dict({**sample.to_dict(), "stride": 1})
+    right = gradients([random_mix(sample).train()], plain)
+    mix = random_mix(sample).train()
+    close(gradients([mix], lambda mix, rows: checkpoint(mix, rows, GRID, use_reentrant=reentrant)), right)
+    if sample.kind == "random_window":
+        assert mix.draws.item() == 1
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_stack_of_random_windows_over_several_steps(random_mix, reentrant):
+    def stack():
+        return [random_mix(RandomWindow(2, 5), layer=layer, seed=layer).train() for layer in range(3)]
+
+    right = gradients(stack(), plain, passes=3)
+    mixes = stack()
+    found = gradients(mixes, lambda mix, rows: checkpoint(mix, rows, GRID, use_reentrant=reentrant), passes=3)
+    close(found, right)
+    assert [mix.draws.item() for mix in mixes] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_one_region_around_several_layers(random_mix, reentrant):
+    def stack():
+        return [random_mix(RandomWindow(2, 5), layer=layer, seed=layer).train() for layer in range(2)]
+
+    right = gradients(stack(), plain)
+    mixes = stack()
+
+    def together(rows):
+        for mix in mixes:
+            rows = mix(rows, GRID)
+        return rows
+
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+    out = checkpoint(together, x, use_reentrant=reentrant)
+    (out * random_tensor(*out.shape, seed=1, dtype=torch.float32)).sum().backward()
+    close([x.grad, *(parameter.grad for mix in mixes for parameter in mix.parameters())], right)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_draw_made_outside_serves_any_number_of_pending_passes(random_mix, reentrant):
+    def step(mix, run):
+        xs = [random_tensor(2, 25, 8, seed=seed, dtype=torch.float32, grad=True) for seed in range(3)]
+        sum(run(mix, x).square().sum() for x in xs).backward()
+        return [x.grad for x in xs]
+
+    def outside(mix, rows):
+        return checkpoint(lambda rows, draw: mix(rows, GRID, draw=draw), rows, mix.next_draw(), use_reentrant=reentrant)
+
+    right = step(random_mix(RandomWindow(2, 5)).train(), plain)
+    close(step(random_mix(RandomWindow(2, 5)).train(), outside), right)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_several_pending_passes_without_draws_are_refused(random_mix, reentrant):
+    mix = random_mix(RandomWindow(2, 5)).train()
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+    total = sum(checkpoint(mix, x, GRID, use_reentrant=reentrant).square().sum() for _ in range(2))
+    with pytest.raises(
+        AttnkitError, match=r"run again while 2 training passes are pending; call draw = mix\.next_draw\(\)"
+    ):
+        total.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_evaluation_has_nothing_to_remember(random_mix, reentrant):
+    right = gradients([random_mix(RandomWindow(2, 5))], plain)
+    mix = random_mix(RandomWindow(2, 5))
+    close(gradients([mix], lambda mix, rows: checkpoint(mix, rows, GRID, use_reentrant=reentrant)), right)
+    assert mix.next_draw() is None
+    assert mix.draws.item() == 0

@@ -1,0 +1,72 @@
+"""torch.compile without graph breaks and torch.export give what the plain model gives."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+
+import pytest
+import torch
+
+import attnkit
+
+# Without a C++ compiler Inductor's lowering is tested up to the point where it would write code.
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+INDUCTOR = "inductor" if COMPILER else "aot_eager_decomp_partition"
+
+PATTERNS = attnkit.list_models("*_micro")
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code():
+    yield
+    torch._dynamo.reset()
+
+
+def built(name: str) -> torch.nn.Module:
+    """A micro model with one block of every kind, which is all that a compiler has to understand."""
+    depth = {"depth": 1} if name == "vit_micro" or "sparsifiner" in name else {"stages[*].depth": 1}
+    return attnkit.build(name, num_classes=10, **depth)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_compiled_is_eager(name, images):
+    model = built(name).eval()
+    x = images(height=32, width=32)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_compiled_step_of_training_is_the_eager_one(name, images):
+    model = built(name).train()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = images(height=32, width=32)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        compiled(x).square().sum().backward()
+    expected = {name: one.grad for name, one in model.named_parameters()}
+    found = {name: one.grad for name, one in twin.named_parameters()}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dict(twin.named_buffers()), dict(model.named_buffers()))
+
+
+def test_inductor_agrees_on_big_bird(images):
+    model = built("bigbird_vit_micro").eval()
+    x = images(height=32, width=32)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=INDUCTOR)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_exported_is_eager(name, images):
+    model = built(name).eval()
+    x = images(3, height=32, width=32)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x))
