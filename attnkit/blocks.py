@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnkit.errors import ConfigError, ShapeError
 from attnkit.grid import Grid
-from attnkit.heads import GroupLike, Mix, read_groups
+from attnkit.heads import GroupLike, Mix, check_tensor, read_groups
 from attnkit.options import Options, odd, positive
 from attnkit.primitives.base import on_map
 
@@ -154,6 +154,7 @@ class Block(nn.Module):
         """Runs the block on a map (B, H, W, C) or on tokens (B, N, C) with their grid; arguments as in `HeadMix`."""
         if grid is not None:
             return self.run(x, grid, token_mask=token_mask, draw=draw)[0]
+        check_tensor(x)
         if x.ndim < 4 or not x.numel():
             raise ShapeError(
                 f"Block takes a non-empty map (B, H, W, C), or tokens (B, N, C) with their grid, "
@@ -168,7 +169,7 @@ class Block(nn.Module):
         self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None
     ) -> tuple[Tensor, Grid]:
         """Runs the block on tokens and also returns the grid they lie on afterwards."""
-        self.mix.check(x, grid, token_mask)
+        self.mix.check(x, grid, token_mask, draw)
         if self.position_conv is not None:
             local = on_map(self.position_conv, x, grid, token_mask)
             x = x + nn.functional.pad(local, (0, 0, grid.prefix, 0))

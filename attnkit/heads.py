@@ -128,7 +128,9 @@ class HeadMix(nn.Module):
         self.options = read_groups(groups)
         heads = sum(group.heads for group in self.options)
         for name, size in (("dim", dim), ("head_dim", head_dim), ("out_dim", out_dim)):
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            if (size is not None or name == "dim") and (
+                not isinstance(size, int) or isinstance(size, bool) or size < 1
+            ):
                 raise ConfigError(f"HeadMix({name}=...) is a number of channels, an integer >= 1, but got {size!r}")
         if head_dim is None and dim % heads:
             split = " + ".join(str(group.heads) for group in self.options)
@@ -169,6 +171,7 @@ class HeadMix(nn.Module):
         """
         if grid is not None:
             return self.run(x, grid, token_mask=token_mask, draw=draw).x
+        check_tensor(x)
         if x.ndim < 4:
             raise ShapeError(
                 f"HeadMix takes a map (B, H, W, C), or tokens (B, N, C) with their grid, "
@@ -183,7 +186,7 @@ class HeadMix(nn.Module):
 
     def run(self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None) -> MixOutput:
         """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output."""
-        self.check(x, grid, token_mask)
+        self.check(x, grid, token_mask, draw)
         if draw is None:
             draw = self.next_draw()
         columns = x[..., :0] if self.qkv is None else self.qkv(x)
@@ -237,10 +240,9 @@ class HeadMix(nn.Module):
     def _groups(self) -> list[HeadGroup]:
         return typing.cast("list[HeadGroup]", list(self.groups))
 
-    def check(self, x: Tensor, grid: Grid, token_mask: Tensor | None = None) -> None:
+    def check(self, x: Tensor, grid: Grid, token_mask: Tensor | None = None, draw: Tensor | None = None) -> None:
         """Raises `ShapeError` unless these tokens fit the mix in shape, dtype and device, the grid and the mask."""
-        if not isinstance(x, Tensor):
-            raise ShapeError(f"HeadMix takes a tensor, but got {type(x).__name__}")
+        check_tensor(x)
         if not isinstance(grid, Grid):
             raise ShapeError(f"HeadMix needs the tokens' grid, such as Grid(14, 14), but got {grid!r}")
         if x.ndim != 3 or x.shape[-1] != self.dim:
@@ -251,6 +253,8 @@ class HeadMix(nn.Module):
         if x.dtype != weight.dtype and not (x.is_floating_point() and autocasting(x.device)):
             raise ShapeError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one of them or use autocast")
         grid.check_tokens(x.shape[1])
+        if token_mask is not None:
+            check_tensor(token_mask, "token_mask")
         if token_mask is not None and token_mask.device != x.device:
             raise ShapeError(f"token_mask is on {token_mask.device} but x is on {x.device}; move one of them")
         if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]):
@@ -258,6 +262,14 @@ class HeadMix(nn.Module):
                 f"token_mask must be bool (B, N) = {tuple(x.shape[:2])}, "
                 f"but got {token_mask.dtype} {tuple(token_mask.shape)}"
             )
+        if draw is not None and not (isinstance(draw, Tensor) and draw.dtype == torch.int64 and draw.ndim == 0):
+            raise ShapeError(f"draw is an int64 scalar tensor, such as mix.next_draw() gives, but got {draw!r}")
+
+
+def check_tensor(x: object, name: str = "x") -> None:
+    """Raises `ShapeError` for anything but a tensor."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"{name} must be a tensor, but got {type(x).__name__}")
 
 
 def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:

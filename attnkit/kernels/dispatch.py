@@ -158,7 +158,7 @@ def describe(call: AttendCall) -> str:
 
 
 def backend_named(name: str) -> Backend:
-    """The backend of a name, imported on first use.
+    """The backend of a name.
 
     Raises:
         BackendError: if there is none, naming the nearest.
@@ -186,3 +186,14 @@ def _names(text: str) -> list[str]:
                 f"unknown backend {name!r}{did_you_mean(name, BACKENDS)} (backends: auto, {', '.join(BACKENDS)})"
             )
     return names
+
+
+# At import and not on use: the first call may already be one that is being compiled, where nothing can be imported.
+for _name in filter(BACKENDS.get, BACKENDS):
+    backend_named(_name)
+
+
+# Here and now: when the first call of all is inside torch.compile, an import would break its graph.
+for _name, _target in BACKENDS.items():
+    if _target:
+        backend_named(_name)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class FlexBackend(Backend):
@@ -70,6 +72,8 @@ class FlexBackend(Backend):
 
 
 def _block_mask(mask: Tensor) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask[batch % mask.shape[0], head % mask.shape[1], query, key]
 
@@ -90,9 +94,14 @@ def _score_mod(bias: Tensor | None) -> Callable[..., Tensor] | None:
 
 def _kernel() -> Callable[..., Any]:
     """FlexAttention itself inside a graph that is being compiled, else a compiled copy of it."""
+    # Imported here, because it takes half a second and most calls run elsewhere.
+    from torch.nn.attention.flex_attention import flex_attention
+
     return flex_attention if torch.compiler.is_compiling() else _compiled()
 
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)

@@ -160,7 +160,7 @@ def test_a_taken_name_is_refused(registered):
     with pytest.raises(ConfigError, match=r"'sharp' is already registered by .*choose another name"):
         attnkit.register_primitive("sharp", sharp_class())
     assert registry.primitive_class("sharp") is sharp
-    with pytest.raises(ConfigError, match="primitive 'dense' is already registered by attnkit.primitives.dense:Dense"):
+    with pytest.raises(ConfigError, match=r"primitive 'dense' is already registered by attnkit.primitives.dense:Dense"):
         attnkit.register_primitive("dense", sharp_class())
     assert registry.primitive_class("dense") is Dense
     for name in ("mix", "vit_tiny"):
@@ -176,7 +176,7 @@ def test_another_kind_than_the_name_is_refused():
 
 @pytest.mark.parametrize("wrong", [None, 3, dict, Options, "sharp", Dense(2), torch.nn.Linear])
 def test_what_is_no_options_class_is_refused(wrong):
-    with pytest.raises(ConfigError, match="needs a class derived from attnkit.primitives.PrimitiveOptions"):
+    with pytest.raises(ConfigError, match=r"needs a class derived from attnkit.primitives.PrimitiveOptions"):
         attnkit.register_primitive("sharp", wrong)
     assert "sharp" not in attnkit.list_primitives()
 

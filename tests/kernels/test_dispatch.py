@@ -83,6 +83,26 @@ def test_several_names_are_tried_in_order():
         assert backend_of() == "sdpa"
 
 
+def in_new_process(code, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(Path(attnkit.__file__).parents[1]), **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_call_of_a_process_may_be_a_compiled_one():
+    code = """
+import torch
+from attnkit import Grid, attend
+from attnkit.layouts import Blocks
+
+layout, x = Blocks.windows(Grid(4, 4), 2), torch.randn(1, 1, 16, 2)
+compiled = torch.compile(lambda x: attend(x, x, x, layout), fullgraph=True, backend="eager")
+found = compiled(x)
+torch.testing.assert_close(found, attend(x, x, x, layout))
+"""
+    in_new_process(code)
+
+
 def test_the_environment_is_read_once():
     code = """
 import os
@@ -104,10 +124,7 @@ with use_backend("sdpa"):
 with use_backend(None):
     assert ran() == "sdpa"
 """
-    root = Path(attnkit.__file__).parents[1]
-    environment = {**os.environ, "ATTNKIT_BACKEND": "reference", "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_new_process(code, ATTNKIT_BACKEND="reference")
 
 
 def test_a_misspelt_environment_is_an_error_at_the_first_call(monkeypatch):

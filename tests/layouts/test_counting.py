@@ -28,6 +28,20 @@ def test_density_is_the_share_of_visible_pairs(case):
     assert abs(case.layout.density() - full_mask(case).double().mean().item()) < 1e-12
 
 
+@given(case=layout_cases())
+def test_what_calls_itself_full_hides_nothing(case):
+    assert not case.layout.full or case.layout.to_mask().all()
+
+
+@given(grid=grids())
+def test_dense_and_one_window_over_everything_are_full(grid):
+    kept = torch.ones(grid.tokens, dtype=torch.bool)
+    row = torch.arange(grid.image_tokens)
+    for layout in (Dense(grid.tokens), Blocks.windows(grid, 9), Blocks.permuted(row, 99, prefix=grid.prefix)):
+        assert layout.full
+        assert not layout.restrict(kept).full
+
+
 @given(case=layout_cases(), head_dim=st.integers(1, 8), value_dim=st.none() | st.integers(1, 8))
 def test_flops_count_the_visible_pairs(case, head_dim, value_dim):
     pairs = int(full_mask(case).sum())

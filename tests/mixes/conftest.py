@@ -1,0 +1,62 @@
+"""What the tests of head mixes and blocks share."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnkit import (
+    Conv,
+    CrossShaped,
+    Dense,
+    HeadMix,
+    LearnedQuery,
+    Linformer,
+    MaskPredictor,
+    Neighborhood,
+    PooledGlobal,
+    RandomWindow,
+    TopKRegion,
+    Window,
+)
+from attnkit.testing import randomize_parameters
+
+# One of each primitive, for grids of about 4 x 6 tokens.
+SAMPLES = {
+    "conv": Conv(2),
+    "cross_shaped": CrossShaped(2, 2),
+    "dense": Dense(2, lepe=3),
+    "learned_query": LearnedQuery(2, 3),
+    "learned_query_strided": LearnedQuery(2, 3, stride=2),
+    "linformer": Linformer(2, 16, 5),
+    "mask_predictor": MaskPredictor(2, 24, 0.3),
+    "neighborhood": Neighborhood(2, 3, relative_bias=True),
+    "pooled_global": PooledGlobal(2, 2),
+    "random_window": RandomWindow(2, 5),
+    "topk_region": TopKRegion(2, 2, 2),
+    "window": Window(2, 3, partition="shifted", relative_bias=True),
+}
+
+
+@pytest.fixture(params=SAMPLES)
+def sample(request):
+    """Options of each primitive in turn."""
+    return SAMPLES[request.param]
+
+
+@pytest.fixture(scope="session")
+def samples():
+    """Options of all primitives by name."""
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def random_mix():
+    """random_mix(groups, head_dim=, seed=) -> HeadMix in evaluation mode, float32 unless said otherwise."""
+
+    def make(groups, *, head_dim=4, seed=0, **extra):
+        groups = groups if isinstance(groups, list) else [groups]
+        dim = extra.pop("dim", head_dim * sum(group.heads for group in groups))
+        mix = HeadMix(dim, groups, head_dim=head_dim, **extra)
+        return randomize_parameters(mix.eval(), seed=seed, scale=0.4)
+
+    return make
