@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 for the user's mistakes, 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # OpenMP's threads spin while they wait for each other, which on a machine with other work makes training many
+    # times slower. It reads this once, when PyTorch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         load_extra("typer", extra="train", purpose="the command line")
         from attnkit.cli.commands import app

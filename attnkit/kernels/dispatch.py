@@ -191,9 +191,3 @@ def _names(text: str) -> list[str]:
 # At import and not on use: the first call may already be one that is being compiled, where nothing can be imported.
 for _name in filter(BACKENDS.get, BACKENDS):
     backend_named(_name)
-
-
-# Here and now: when the first call of all is inside torch.compile, an import would break its graph.
-for _name, _target in BACKENDS.items():
-    if _target:
-        backend_named(_name)

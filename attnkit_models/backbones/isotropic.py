@@ -122,7 +122,7 @@ class IsotropicModel(VisionModel[IsotropicConfig]):
         grid = Grid(*x.shape[2:], prefix=0 if self.cls_token is None else 1)
         tokens = x.flatten(2).transpose(1, 2)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         if self.pos_embed is not None:
             tokens = tokens + resized_positions(self.pos_embed, self.config.grid, grid)
         for block in self.blocks:

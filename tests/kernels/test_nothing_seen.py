@@ -90,6 +90,22 @@ def test_what_no_query_sees_never_reaches_the_output(poison, case, seed, share):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_what_only_a_block_without_queries_sees_is_seen_by_nobody(return_lse):
+    """Regions at the end of a grid may hold no token; where they are routed to must not matter, NaN included."""
+    grid = Grid(1, 4)
+    # Three regions of two tokens, the last of them empty: it alone sees the second.
+    layout = Blocks.from_regions(grid, (1, 3), torch.tensor([[[0], [0], [1]]]))
+    q, k, v = random_qkv((4, 4))
+    k[:, :, 2:], v[:, :, 2:] = torch.nan, torch.inf
+    inputs = [one.requires_grad_() for one in (q, k, v)]
+    for backend in able(q, k, v, layout, return_lse=return_lse):
+        found = attend(q, k, v, layout, backend=backend, return_lse=return_lse)
+        out = found[0] if return_lse else found
+        assert out.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), inputs)), backend
+
+
 @given(case=layout_cases(), seed=seeds())
 def test_only_what_is_seen_matters(case, seed):
     """Changing a key or value changes the outputs of those who see it, and of nobody else."""

@@ -108,7 +108,7 @@ def test_mask_predictor(random_mix, by_hand, agree, grid, keep, reduce_tokens, c
     assume(math.isqrt(grid.image_tokens) ** 2 != grid.image_tokens or grid.height == grid.width)
     extra = grid.prefix if with_rows else 0
     options = MaskPredictor(
-        2, grid.image_tokens, keep, reduce_tokens=reduce_tokens, coefficients=coefficients, prefix=extra
+        3, grid.image_tokens, keep, reduce_tokens=reduce_tokens, coefficients=coefficients, prefix=extra
     )
     mix = random_mix(options, head_dim=4, seed=seed)
     group, hand = mix.groups[0], by_hand(mix, grid)
@@ -120,7 +120,7 @@ def test_mask_predictor(random_mix, by_hand, agree, grid, keep, reduce_tokens, c
         items = []
         for item in range(len(x)):
             outs = []
-            for head in range(2):
+            for head in range(3):
                 scores = scores_by_hand(group, q[item, head].detach(), k[item, head].detach(), grid, extra).detach()
                 chosen = [clear(row.tolist(), budget) for row in scores]
                 lists = hand.lists(
