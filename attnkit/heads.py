@@ -152,6 +152,7 @@ class HeadMix(nn.Module):
         if self.stochastic:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         self._pending = 0
+        self._pending_draw: Tensor | None = None
         self._repeated = False
 
     def forward(
@@ -215,24 +216,25 @@ class HeadMix(nn.Module):
         """
         if not self.stochastic or not self.training:
             return None
-        if not torch.compiler.is_compiling():
-            if torch._C._current_graph_task_id() != -1:
-                return self._repeated_draw()
-            self._pending = 1 if self._repeated else self._pending + 1
-            self._repeated = False
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if again:
+            return self._repeated_draw()
         draw = self.draws.clone()
         self.draws += 1
+        if not torch.compiler.is_compiling() and _may_run_again():
+            self._pending = 1 if self._repeated else self._pending + 1
+            self._repeated, self._pending_draw = False, draw
         return draw
 
-    def _repeated_draw(self) -> Tensor:
-        """The number of the last pass, for a checkpointed region that runs again during the backward pass."""
+    def _repeated_draw(self) -> Tensor | None:
+        """The number of the pending pass, for a checkpointed region that runs again during the backward pass."""
         self._repeated = True
-        if self._pending > 1:
+        if self._pending != 1:
             raise AttnkitError(
-                f"a checkpointed region with random windows is run again while {self._pending} training passes are "
-                f"pending; call draw = mix.next_draw() before the region and pass draw=draw into it"
+                f"a checkpointed region with random windows is run again while {self._pending} of its training passes "
+                f"are pending; call draw = mix.next_draw() before the region and pass draw=draw into it"
             )
-        return self.draws - 1
+        return self._pending_draw
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, head_dim={self.head_dim}, out_dim={self.out_dim}"
@@ -270,6 +272,11 @@ def check_tensor(x: object, name: str = "x") -> None:
     """Raises `ShapeError` for anything but a tensor."""
     if not isinstance(x, Tensor):
         raise ShapeError(f"{name} must be a tensor, but got {type(x).__name__}")
+
+
+def _may_run_again() -> bool:
+    """Whether activation checkpointing may be around: it runs without gradients, or packs what autograd saves."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:

@@ -98,9 +98,33 @@ def test_several_pending_passes_without_draws_are_refused(random_mix, reentrant)
     x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
     total = sum(checkpoint(mix, x, GRID, use_reentrant=reentrant).square().sum() for _ in range(2))
     with pytest.raises(
-        AttnkitError, match=r"run again while 2 training passes are pending; call draw = mix\.next_draw\(\)"
+        AttnkitError, match=r"while 2 of its training passes are pending; call draw = mix\.next_draw\(\)"
     ):
         total.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_ordinary_passes_before_and_between_change_nothing(random_mix, reentrant):
+    """Only passes that checkpointing may run again are pending; others count their draw and are forgotten."""
+
+    def step(mix, run):
+        ordinary = random_tensor(2, 25, 8, seed=9, dtype=torch.float32)
+        x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+        mix(ordinary, GRID).sum().backward()
+        mix(ordinary, GRID).sum().backward()
+        out = run(mix, x)
+        mix(ordinary, GRID)
+        out.square().sum().backward()
+        return [x.grad]
+
+    right = step(random_mix(RandomWindow(2, 5)).train(), plain)
+    close(
+        step(
+            random_mix(RandomWindow(2, 5)).train(),
+            lambda mix, rows: checkpoint(mix, rows, GRID, use_reentrant=reentrant),
+        ),
+        right,
+    )
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
