@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_LOW = 0xFFFFFFFF
+# Words of 31 bits: their products stay below 2 ** 63, so nothing overflows.
+_WORD = 0x7FFFFFFF
 
 
 def random_permutation(tokens: int, words: tuple[int | Tensor, ...], device: torch.device | str | None) -> Tensor:
@@ -16,31 +19,32 @@ def random_permutation(tokens: int, words: tuple[int | Tensor, ...], device: tor
     region is run again, and never touches PyTorch's random state.
 
     Args:
-        tokens: number of tokens, >= 1.
-        words: integers or int64 scalar tensors, such as seed, layer, draw and sizes.
+        tokens: number of tokens, 1..2 ** 31.
+        words: integers in 0..2 ** 62 - 1 or int64 scalar tensors, such as seed, layer, draw and sizes.
         device: where to make it.
 
     Returns:
         int64 (tokens,).
     """
+    # Two keys, because one of 31 bits would only tell 2 ** 31 permutations apart. What is known as an integer is mixed
+    # as an integer: each round repeats its input four times, and a compiler that fuses them all writes out every copy.
+    first: int | Tensor = 0x1E3779B9
+    second: int | Tensor = 0x7F4A7C15
+    for word in words:
+        lower, upper = word & _WORD, (word >> 31) & _WORD
+        first = _mixed((first ^ lower) + upper)
+        second = _mixed((second ^ upper) + lower)
     number = torch.arange(tokens, device=device)
-    high, low = torch.full_like(number, 0x9E3779B9), torch.full_like(number, 0x7F4A7C15)
-    for entry in (*words, number):
-        word = entry if isinstance(entry, Tensor) else torch.tensor(entry, dtype=torch.int64, device=device)
-        upper, lower = word >> 32, word & _LOW
-        high = _mixed(_mixed(high ^ lower) + (upper & _LOW) + 0x165667B1)
-        low = _mixed(_mixed(low ^ high) + lower)
-    return torch.argsort(((high & 0x7FFFFFFF) << 32) | low, stable=True)
+    # Every step is a bijection of the token's number, so no two tokens tie.
+    return torch.argsort(_mixed(_mixed(number ^ first) + second))
 
 
-def _mixed(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers in which every input bit moves every output bit (the `lowbias32` constants of
-    C. Wellons' hash prospector); the products are split so that no intermediate exceeds 63 bits."""
-    x = x & _LOW
-    x = _times(x ^ (x >> 16), 0x7FEB352D)
-    x = _times(x ^ (x >> 15), 0x846CA68B)
+def _mixed(x: Any) -> Any:
+    """A bijection of 31-bit numbers in which every input bit moves every output bit; x, an int or a tensor, is cut to one.
+
+    The shifts and factors are those of the `lowbias32` hash of C. Wellons' hash prospector.
+    """
+    x = x & _WORD
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
     return x ^ (x >> 16)
-
-
-def _times(x: Tensor, factor: int) -> Tensor:
-    return ((((x * (factor >> 16)) & 0xFFFF) << 16) + x * (factor & 0xFFFF)) & _LOW

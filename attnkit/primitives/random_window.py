@@ -27,7 +27,7 @@ class RandomWindow(SoftmaxOptions):
     Args:
         heads: number of heads, >= 1.
         window: tokens per window, >= 1; the last window may hold fewer.
-        seed: seed of the permutations, >= 0.
+        seed: seed of the permutations, 0..2 ** 62 - 1.
         resample: draw anew in every training pass; otherwise training uses evaluation's permutation.
     """
 
@@ -48,6 +48,8 @@ class RandomWindow(SoftmaxOptions):
         found = super().problems() + positive(window=self.window)
         if self.seed < 0:
             found.append(f"seed={self.seed}: must be >= 0")
+        elif self.seed >= 2**62:
+            found.append(f"seed={self.seed}: must be less than 2 ** 62")
         return found
 
     def build(self, context: BuildContext) -> RandomWindowHeads:
