@@ -40,9 +40,10 @@ def random_permutation(tokens: int, words: tuple[int | Tensor, ...], device: tor
 
 
 def _mixed(x: Any) -> Any:
-    """A bijection of 31-bit numbers in which every input bit moves every output bit; x, an int or a tensor, is cut to one.
+    """A bijection of 31-bit numbers in which every input bit moves every output bit.
 
-    The shifts and factors are those of the `lowbias32` hash of C. Wellons' hash prospector.
+    Takes an integer or a tensor of them, of which the lowest 31 bits count. The shifts and factors are those of the
+    `lowbias32` hash of C. Wellons' hash prospector.
     """
     x = x & _WORD
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
