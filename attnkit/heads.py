@@ -276,7 +276,8 @@ def check_tensor(x: object, name: str = "x") -> None:
 
 def _may_run_again() -> bool:
     """Whether activation checkpointing may be around: it runs without gradients, or packs what autograd saves."""
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    packing = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return packing is not None or not torch.is_grad_enabled()
 
 
 def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:
