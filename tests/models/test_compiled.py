@@ -32,27 +32,29 @@ def built(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", MICROS)
-def test_compiled_is_eager(name, images):
-    model = built(name).eval()
-    x = images(height=32, width=32)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), model(x))
-
-
-@pytest.mark.parametrize("name", MICROS)
 def test_a_compiled_step_of_training_is_the_eager_one(name, images):
     model = built(name).train()
     twin = copy.deepcopy(model)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     x = images(height=32, width=32)
     for _ in range(2):
-        model(x).square().sum().backward()
-        compiled(x).square().sum().backward()
+        expected, found = model(x), compiled(x)
+        torch.testing.assert_close(found, expected)
+        expected.square().sum().backward()
+        found.square().sum().backward()
     expected = {name: one.grad for name, one in model.named_parameters()}
     found = {name: one.grad for name, one in twin.named_parameters()}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(dict(twin.named_buffers()), dict(model.named_buffers()))
+
+
+def test_a_compiled_evaluation_is_the_eager_one(images):
+    # Of all the models, this one does something else in evaluation than in training.
+    model = built("bigbird_vit_micro").eval()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    x = images(height=32, width=32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_inductor_agrees_on_big_bird(images):
