@@ -60,7 +60,8 @@ def test_peak_memory_without_a_count_that_starts_anew(monkeypatch, tmp_path):
     assert memory.megabytes() > 50
 
 
-def test_a_bar_in_a_terminal_and_plain_lines_elsewhere():
+def test_a_bar_in_a_terminal_and_plain_lines_elsewhere(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal, as CI is one, gets plain lines too
     record = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.875, "seconds": 1.25}
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
