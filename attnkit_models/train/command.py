@@ -32,7 +32,9 @@ def train(
     batch_size: Annotated[int | None, _tuned("Images a forward pass, over all processes.", "batch_size")] = None,
     lr: Annotated[float | None, _tuned("Peak learning rate.", "lr")] = None,
     weight_decay: Annotated[float | None, _tuned("Decoupled weight decay.", "weight_decay")] = None,
-    warmup: Annotated[float | None, _tuned("Epochs of linear warm-up.", "warmup")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Epochs of linear warm-up (default: a tenth of them, at most 2).")
+    ] = None,
     label_smoothing: Annotated[float | None, _tuned("Share spread over all classes.", "label_smoothing")] = None,
     clip_grad: Annotated[float | None, _tuned("Largest gradient norm, 0 for any.", "clip_grad")] = None,
     augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Vary training images.")] = None,

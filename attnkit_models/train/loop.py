@@ -58,7 +58,7 @@ def train_epoch(setup: Setup, epoch: int, tick: Callable[[int], None]) -> dict[s
     """
     accelerator, options, data = setup.accelerator, setup.options, setup.data
     steps = setup.steps_an_epoch
-    warmup = round(options.warmup * steps)
+    warmup = round(options.warmup_epochs * steps)
     step, lr = epoch * steps, 0.0
     total = torch.zeros(
         2, dtype=torch.float64, device="cpu" if accelerator.device.type == "mps" else accelerator.device
@@ -90,7 +90,7 @@ def train_epoch(setup: Setup, epoch: int, tick: Callable[[int], None]) -> dict[s
     if not math.isfinite(train_loss):
         raise ConfigError(
             f"the training loss became {train_loss} in epoch {epoch + 1}; train with a smaller learning rate "
-            f"than lr={options.lr} or a longer warm-up than {options.warmup:g} epochs"
+            f"than lr={options.lr} or a longer warm-up than {options.warmup_epochs:g} epochs"
         )
     return {"train_loss": train_loss, "lr": lr}
 

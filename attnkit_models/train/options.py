@@ -21,7 +21,8 @@ class TrainOptions(Options):
             `batch_size * grad_accum` images.
         lr: peak learning rate of AdamW, > 0.
         weight_decay: decoupled weight decay, >= 0; vectors and `model.no_weight_decay()` are spared.
-        warmup: epochs of linear warm-up before the cosine, >= 0 and < epochs.
+        warmup: epochs of linear warm-up before the cosine, >= 0 and < epochs; None takes a tenth of the epochs, but at
+            most 2.
         label_smoothing: share of each label spread over all classes, in [0, 1).
         clip_grad: largest gradient norm, >= 0; 0 clips nothing.
         augment: shift, turn, zoom (and mirror, for image folders) the training images.
@@ -38,7 +39,7 @@ class TrainOptions(Options):
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
-    warmup: float = 2.0
+    warmup: float | None = None
     label_smoothing: float = 0.1
     clip_grad: float = 1.0
     augment: bool = True
@@ -47,6 +48,11 @@ class TrainOptions(Options):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     grad_accum: int = 1
     workers: int = 0
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Epochs of warm-up: `warmup`, or what fits the epochs where it is not given."""
+        return min(2.0, self.epochs / 10) if self.warmup is None else self.warmup
 
     def problems(self) -> list[str]:
         found = positive(epochs=self.epochs, batch_size=self.batch_size, grad_accum=self.grad_accum)
@@ -57,7 +63,7 @@ class TrainOptions(Options):
             found.append(f"lr={self.lr}: must be > 0, such as 0.001")
         if not 0 <= self.weight_decay < float("inf"):
             found.append(f"weight_decay={self.weight_decay}: must be >= 0")
-        if self.epochs >= 1 and not 0 <= self.warmup < self.epochs:
+        if self.epochs >= 1 and not 0 <= self.warmup_epochs < self.epochs:
             found.append(f"warmup={self.warmup}: must be >= 0 and less than epochs={self.epochs}")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing={self.label_smoothing}: must be in [0, 1)")

@@ -12,6 +12,14 @@ from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.run import Choice, train
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.1), (2, 0.2), (20, 2.0), (300, 2.0)])
+def test_the_default_warm_up_fits_any_number_of_epochs(epochs, warmup):
+    assert TrainOptions(epochs=epochs).warmup_epochs == warmup
+    assert TrainOptions(epochs=epochs, warmup=0.0).warmup_epochs == 0
+    with pytest.raises(ConfigError, match=f"warmup={epochs}: must be >= 0 and less than epochs={epochs}"):
+        TrainOptions(epochs=epochs, warmup=epochs)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
