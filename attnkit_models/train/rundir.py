@@ -12,7 +12,7 @@ from typing import Any
 
 from attnkit.errors import CheckpointError
 from attnkit_models.train.checkpoint import explain, write_atomically, write_json
-from attnkit_models.train.resume import check_identity
+from attnkit_models.train.resume import check_identity, read_progress
 
 RUN, CURVES, COMPARISON, SAMPLES = "run.json", "curves.png", "comparison.json", "samples"
 METRICS, BEST, LAST, RESUME, ATTENTION = (
@@ -63,6 +63,8 @@ class RunFolder:
             self._clear()
         elif taken and resume:
             note = self._compare(identity)
+            if not self._finished_epochs():
+                note = f"no epoch of the run in {self.root} was finished: starting from the beginning"
         elif taken:
             raise CheckpointError(
                 f"{self.root} already holds a run ({', '.join(taken[:3])}); go on with it with --resume, "
@@ -76,6 +78,10 @@ class RunFolder:
                 leftover.unlink(missing_ok=True)
         write_json(self.root / RUN, identity)
         return note
+
+    def _finished_epochs(self) -> int:
+        files = [self.of(label) / RESUME for label in self.labels]
+        return sum(read_progress(file).epoch for file in files if file.is_file())
 
     def _clear(self) -> None:
         """Removes what runs write and nothing else."""

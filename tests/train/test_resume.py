@@ -98,12 +98,21 @@ def test_resume_refuses_a_resume_file_of_another_model(finished):
         run(resume=True)
 
 
-def test_nothing_to_resume_starts_anew_and_says_so(make_folder, tiny_config, tmp_path, capsys):
+def test_nothing_to_resume_starts_anew_and_says_so(make_folder, tmp_path, capsys):
     data = make_folder(a=5, b=5)
     out = tmp_path / "new"
-    command = ["train", "--config", str(tiny_config), "--data", str(data), "--epochs", "1", "--warmup", "0"]
+    command = ["train", "--model", "vit_micro", "--data", str(data), "--epochs", "1", "--img-size", "16"]
     assert main([*command, "--out", str(out), "--resume"]) == 0
-    assert f"nothing to resume in {out}: starting from the beginning" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"nothing to resume in {out}: starting from the beginning\n")
+    for file in out.glob("*.*"):
+        if file.name != "run.json":
+            file.unlink()
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+    said = f"no epoch of the run in {out} was finished: starting from the beginning\n"
+    assert capsys.readouterr().out.startswith(said)
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+    resumed = capsys.readouterr().out
+    assert "starting from the beginning" not in resumed and "resumed after epoch 1/1" in resumed
     assert main([*command, "--out", str(out), "--resume", "--overwrite"]) == 2
     assert "pass only one of them" in capsys.readouterr().err
 
