@@ -89,10 +89,23 @@ class HeadGroup(nn.Module, ABC):
     """A group of heads of one primitive; every primitive has a final subclass."""
 
     stochastic: ClassVar[bool] = False
+    choosers: ClassVar[tuple[str, ...]] = ()
+    """Submodules that only make a hard choice, so that a loss on the output does not reach their parameters."""
 
     @abstractmethod
     def forward(self, inputs: HeadInputs) -> HeadOutput:
         """Runs the group's heads."""
+
+    def definition(self, inputs: HeadInputs) -> Tensor | None:
+        """Which image tokens each image token sees, written as plainly as can be, or None where nothing is promised.
+
+        Never runs in a model: the laws of `attnkit.testing` compare the layouts of `forward` with it. Prefix tokens
+        and masked tokens are left to the laws.
+
+        Returns:
+            bool, broadcastable to (B, heads, image queries, image keys).
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,21 @@ class PrimitiveOptions(Options, ABC):
     def output_stride(self) -> int:
         """Step between outputs in tokens; 1 unless a primitive says otherwise."""
         return 1
+
+    def full_budget(self, grid: Grid) -> PrimitiveOptions | None:
+        """Options of this primitive by which every query sees every key of a grid, or None if there are none.
+
+        A promise that the laws of `attnkit.testing` hold the primitive to: it then equals dense attention.
+        """
+        return None
+
+    def period(self, grid: Grid) -> tuple[int, ...] | None:
+        """Steps in tokens, one per axis, by which an image may move in a larger canvas without any change.
+
+        A promise that the laws of `attnkit.testing` hold the primitive to: around the image all tokens are masked, so
+        this also says that padding has no influence. None promises nothing.
+        """
+        return None
 
     @abstractmethod
     def build(self, context: BuildContext) -> HeadGroup:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from attnkit.grid import Grid
 from attnkit.options import odd, positive
 from attnkit.primitives.base import (
     BuildContext,
@@ -53,6 +54,9 @@ class Conv(PrimitiveOptions):
 
     def output_stride(self) -> int:
         return self.stride
+
+    def period(self, grid: Grid) -> tuple[int, ...]:
+        return (self.stride,) * grid.ndim
 
     def build(self, context: BuildContext) -> ConvHeads:
         return ConvHeads(self, context)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import ShapeError
+from attnkit.grid import Grid
 from attnkit.kernels import attend
 from attnkit.layouts import Blocks
 from attnkit.options import positive
@@ -44,6 +46,12 @@ class CrossShaped(PrimitiveOptions):
             found.append(f"heads={self.heads}: must be even, half for rows and half for columns")
         return found
 
+    def full_budget(self, grid: Grid) -> CrossShaped:
+        return replace(self, stripe=max(grid.sizes))
+
+    def period(self, grid: Grid) -> tuple[int, ...]:
+        return (self.stripe,) * grid.ndim
+
     def build(self, context: BuildContext) -> CrossShapedHeads:
         return CrossShapedHeads(self)
 
@@ -69,6 +77,11 @@ class CrossShapedHeads(HeadGroup):
             q, k, v = (one[:, heads] for one in inputs.qkv)
             outs.append(attend(q, k, v, layout))
         return HeadOutput(torch.cat(outs, dim=1), grid)
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        stripe = inputs.grid.positions().T // self.options.stripe
+        same = stripe[:, :, None] == stripe[:, None]
+        return same[None].repeat_interleave(self.options.heads // 2, dim=1)
 
     def extra_repr(self) -> str:
         return repr(self.options)

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from attnkit.grid import Grid
 from attnkit.layouts import Dense as DenseLayout
 from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
 
@@ -24,6 +28,12 @@ class Dense(SoftmaxOptions):
     cost: ClassVar[str] = "2 N^2 C"
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
+    def full_budget(self, grid: Grid) -> Dense:
+        return self
+
+    def period(self, grid: Grid) -> tuple[int, ...]:
+        return (1,) * grid.ndim
+
     def build(self, context: BuildContext) -> DenseHeads:
         return DenseHeads(self, context)
 
@@ -33,3 +43,6 @@ class DenseHeads(SoftmaxHeads):
 
     def plan(self, inputs: HeadInputs) -> Plan:
         return Plan(DenseLayout(inputs.grid.tokens))
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        return torch.ones(inputs.grid.image_tokens, inputs.grid.image_tokens, dtype=torch.bool)

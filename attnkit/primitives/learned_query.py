@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnkit.grid import Grid
 from attnkit.kernels import attend
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import RelativeTable, Stencil
@@ -66,6 +67,12 @@ class LearnedQuery(PrimitiveOptions):
     def output_stride(self) -> int:
         return self.stride
 
+    def full_budget(self, grid: Grid) -> LearnedQuery:
+        return replace(self, kernel=2 * max(grid.sizes) - 1, relative_bias=False, gain="none")
+
+    def period(self, grid: Grid) -> tuple[int, ...]:
+        return (self.stride,) * grid.ndim
+
     def build(self, context: BuildContext) -> LearnedQueryHeads:
         return LearnedQueryHeads(self, context)
 
@@ -112,6 +119,11 @@ class LearnedQueryHeads(HeadGroup):
             gain=self._table(self.gain, inputs, 1.0),
         )
         return HeadOutput(out.unflatten(1, (options.queries, options.heads)).sum(1), layout.query_grid)
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        grid, options = inputs.grid, self.options
+        keys, queries = grid.positions(), grid.strided(options.stride).positions() * options.stride
+        return ((keys[None] - queries[:, None]).abs() <= options.kernel // 2).all(-1)
 
     def _table(self, values: Tensor | None, inputs: HeadInputs, fill: float) -> RelativeTable | None:
         return None if values is None else RelativeTable(values, inputs.grid, self.options.stride, fill)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from attnkit.errors import ShapeError
+from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import TokenSets
 from attnkit.options import positive
@@ -75,12 +76,17 @@ class MaskPredictor(SoftmaxOptions):
             found.append(f"prefix={self.prefix}: must be >= 0 tokens")
         return found
 
+    def full_budget(self, grid: Grid) -> MaskPredictor:
+        return replace(self, keep=1.0)
+
     def build(self, context: BuildContext) -> MaskPredictorHeads:
         return MaskPredictorHeads(self, context)
 
 
 class MaskPredictorHeads(SoftmaxHeads):
     """Heads of attention under a predicted mask."""
+
+    choosers: ClassVar[tuple[str, ...]] = ("predictor",)
 
     def __init__(self, options: MaskPredictor, context: BuildContext) -> None:
         super().__init__(options, context)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from attnkit.grid import Grid
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.options import odd, positive
 from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
@@ -41,6 +42,9 @@ class Neighborhood(SoftmaxOptions):
     def problems(self) -> list[str]:
         return super().problems() + odd(kernel=self.kernel) + positive(dilation=self.dilation)
 
+    def full_budget(self, grid: Grid) -> Neighborhood:
+        return replace(self, kernel=2 * max(grid.sizes) - 1, dilation=1, relative_bias=False)
+
     def build(self, context: BuildContext) -> NeighborhoodHeads:
         return NeighborhoodHeads(self, context)
 
@@ -62,3 +66,17 @@ class NeighborhoodHeads(SoftmaxHeads):
         layout = Stencil(grid, options.kernel, dilation=options.dilation, border="clamp")
         bias = None if self.relative_bias is None else RelativeTable(self.relative_bias, grid)
         return Plan(layout, bias=bias)
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        options, grid = self.neighborhood, inputs.grid
+        sees = torch.ones(grid.image_tokens, grid.image_tokens, dtype=torch.bool)
+        for at, size in zip(grid.positions().T, grid.sizes, strict=True):
+            near = torch.zeros(size, size, dtype=torch.bool)
+            for query in range(size):
+                reachable = range(query % options.dilation, size, options.dilation)
+                starts = range(max(len(reachable) - options.kernel, 0) + 1)
+                windows = [reachable[start : start + options.kernel] for start in starts]
+                best = min(windows, key=lambda keys: abs(keys[0] + keys[-1] - 2 * query))
+                near[query, list(best)] = True
+            sees &= near[at][:, at]
+        return sees

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import nn
 
+from attnkit.grid import Grid
 from attnkit.layouts import Dense
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, Columns, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
@@ -43,6 +44,12 @@ class PooledGlobal(SoftmaxOptions):
     def columns(self, context: BuildContext) -> Columns:
         width = self.heads * context.head_dim
         return Columns(q=width, v=width if self.lepe and self.lepe_on == "v" else 0)
+
+    def full_budget(self, grid: Grid) -> PooledGlobal:
+        return replace(self, pool=1)
+
+    def period(self, grid: Grid) -> tuple[int, ...]:
+        return (self.pool,) * grid.ndim
 
     def build(self, context: BuildContext) -> PooledGlobalHeads:
         return PooledGlobalHeads(self, context)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from attnkit.grid import Grid
 from attnkit.layouts import Blocks
 from attnkit.layouts.cache import cached
 from attnkit.layouts.orders import Order, permuted_order
@@ -52,6 +53,9 @@ class RandomWindow(SoftmaxOptions):
             found.append(f"seed={self.seed}: must be less than 2 ** 62")
         return found
 
+    def full_budget(self, grid: Grid) -> RandomWindow:
+        return replace(self, window=grid.image_tokens)
+
     def build(self, context: BuildContext) -> RandomWindowHeads:
         return RandomWindowHeads(self, context)
 
@@ -68,6 +72,11 @@ class RandomWindowHeads(SoftmaxHeads):
 
     def plan(self, inputs: HeadInputs) -> Plan:
         return Plan(Blocks(self.order(inputs), prefix=inputs.grid.prefix))
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        place = self.permutation(inputs).argsort()
+        window = place // self.random.window
+        return window[:, None] == window
 
     def order(self, inputs: HeadInputs) -> Order:
         """The windows of this pass."""

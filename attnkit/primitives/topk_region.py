@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
 from attnkit.options import positive
@@ -49,6 +50,9 @@ class TopKRegion(SoftmaxOptions):
     def problems(self) -> list[str]:
         return super().problems() + positive(regions=self.regions, topk=self.topk)
 
+    def full_budget(self, grid: Grid) -> TopKRegion:
+        return replace(self, topk=self.regions**grid.ndim)
+
     def build(self, context: BuildContext) -> TopKRegionHeads:
         return TopKRegionHeads(self, context)
 
@@ -83,3 +87,25 @@ class TopKRegionHeads(SoftmaxHeads):
         match = match.masked_fill((counts == 0)[:, None, None, :], -torch.inf)
         best = match.topk(min(options.topk, match.shape[-1]), dim=-1)
         return torch.where(best.values == -torch.inf, -1, best.indices)
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        options, grid = self.region, inputs.grid
+        q, k, _ = (one[:, :, grid.prefix :].detach().float() for one in inputs.qkv)
+        side = torch.tensor([-(-size // options.regions) for size in grid.sizes])
+        region = (grid.positions() // side) @ torch.tensor([options.regions**axis for axis in range(grid.ndim)][::-1])
+        present = torch.ones(len(q), grid.image_tokens, dtype=torch.bool)
+        if inputs.token_mask is not None:
+            present = inputs.token_mask[:, grid.prefix :]
+        sees = torch.zeros(len(q), options.heads, grid.image_tokens, grid.image_tokens, dtype=torch.bool)
+        for item, here in enumerate(present):
+            filled = region[here].unique().tolist()
+            for mine in region.unique().tolist():
+                rows = here & (region == mine)
+                query = q[item, :, rows].mean(1) if rows.any() else torch.zeros_like(q[item, :, 0])
+                scores = [(query * k[item, :, here & (region == one)].mean(1)).sum(-1) for one in filled]
+                for head in range(options.heads):
+                    each = [float(one[head] if options.routing == "per_head" else one.sum()) for one in scores]
+                    best = sorted(filled, key=lambda one, each=each: -each[filled.index(one)])[: options.topk]
+                    chosen = torch.tensor([one in best for one in region.tolist()])
+                    sees[item, head] |= (region == mine)[:, None] & chosen
+        return sees

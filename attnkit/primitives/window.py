@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,6 +54,12 @@ class Window(SoftmaxOptions):
             found.append("relative_bias=True: a grid partition has no small offsets to learn a bias for")
         return found
 
+    def full_budget(self, grid: Grid) -> Window:
+        return replace(self, window=grid.sizes, relative_bias=False)
+
+    def period(self, grid: Grid) -> tuple[int, ...] | None:
+        return None if self.partition == "grid" else grid.per_axis(self.window, "window")
+
     def build(self, context: BuildContext) -> WindowHeads:
         return WindowHeads(self, context)
 
@@ -78,6 +84,20 @@ class WindowHeads(SoftmaxHeads):
             shift = tuple(max(side // 2, 1) for side in window)
         layout = Blocks.windows(grid, window, shift=shift, dilated=options.partition == "grid", device=inputs.x.device)
         return Plan(layout, bias=self._bias(grid))
+
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        grid, partition = inputs.grid, self.window.partition
+        same = torch.ones(grid.image_tokens, grid.image_tokens, dtype=torch.bool)
+        for at, size, side in zip(grid.positions().T, grid.sizes, grid.per_axis(self.window.window, "w"), strict=True):
+            if partition == "grid":
+                window = at % -(-size // min(side, size))
+            elif partition == "shifted" and side < size:
+                # Windows begin at half a window, and what lies before it is a smaller one.
+                window = (at - max(side // 2, 1)).div(side, rounding_mode="floor")
+            else:
+                window = at // side
+            same &= window[:, None] == window
+        return same
 
     def _bias(self, grid: Grid) -> RelativeTable | None:
         table: Tensor | None = self.relative_bias
