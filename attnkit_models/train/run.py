@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import attnkit
+from attnkit.cli.invocation import invocation
 from attnkit.errors import AttnkitError, ConfigError
 from attnkit_models.train import rundir
 from attnkit_models.train.checkpoint import versions, write_json
@@ -190,4 +192,5 @@ def _finish(
         reporter.say(f"weights    {task.folder / rundir.BEST}")
     if samples:
         written = save_samples(data, folder.root / rundir.SAMPLES)
-        reporter.say(f"try        attnkit predict {folder.root} {written[-3]}")
+        words = shlex.join(map(str, (folder.root, written[-3])))
+        reporter.say(f"try        {invocation()} predict {words}")

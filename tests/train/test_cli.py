@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 import attnkit
 from attnkit.cli import main
+from attnkit.cli.commands import app
+from attnkit.cli.invocation import invocation
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +119,57 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     assert main(["list"]) == 2
     assert "pip install 'attnkit[train]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def program(tmp_path):
+    """The script `attnkit` as an installer writes it, in an environment below the working directory."""
+    script = tmp_path / ".venv" / "bin" / "attnkit"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom attnkit.cli import main\nsys.exit(main())\n")
+    script.chmod(0o755)
+    return script
+
+
+def test_suggested_commands_work_as_typed(program, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    for called in (".venv/bin/attnkit", str(program)):
+        monkeypatch.setattr(sys, "argv", [called, "train"])
+        assert invocation() == ".venv/bin/attnkit"
+    monkeypatch.chdir(program.parent)
+    assert invocation() == str(program)
+    monkeypatch.setenv("PATH", f"/usr/bin:{program.parent}")
+    assert invocation() == "attnkit"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "attnkit" / "cli" / "__main__.py"), "train"])
+    assert invocation() == f"{sys.executable} -m attnkit.cli"
+    monkeypatch.setattr(sys, "argv", ["notebook"])
+    assert invocation() == "attnkit"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="runs a script by its first line")
+def test_what_the_demo_suggests_at_its_end(program, tmp_path):
+    train = ".venv/bin/attnkit train --model vit_micro --epochs 1 --img-size 8 --out 'my runs/demo'"
+    environment = {**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+
+    def typed(line):
+        done = subprocess.run(
+            ["sh", "-c", line], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        return done.stdout.splitlines()
+
+    suggested = typed(train)[-1]
+    assert suggested.startswith("try  ")
+    [answer] = typed(suggested.removeprefix("try"))
+    assert answer.startswith("my runs/demo/samples/7.png: ")
+
+
+def test_the_page_on_training_lists_every_command():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    verbs = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert "draw" in verbs and "train" in verbs
+    assert [verb for verb in verbs if f"attnkit {verb}" not in page] == []
 
 
 def test_listing_loads_nothing_of_training():
