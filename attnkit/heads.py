@@ -10,11 +10,12 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from attnkit.errors import AttnkitError, ConfigError, ShapeError
+from attnkit.errors import ConfigError, ShapeError
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
 from attnkit.options import Options, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
+from attnkit.primitives.draws import DrawCounter
 
 GroupLike: TypeAlias = "PrimitiveOptions | Mapping[str, Any]"
 
@@ -151,9 +152,7 @@ class HeadMix(nn.Module):
         self.stochastic = any(group.stochastic for group in self._groups())
         if self.stochastic:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
-        self._pending = 0
-        self._pending_draw: Tensor | None = None
-        self._repeated = False
+        self._draws = DrawCounter()
 
     def forward(
         self, x: Tensor, grid: Grid | None = None, *, token_mask: Tensor | None = None, draw: Tensor | None = None
@@ -214,27 +213,7 @@ class HeadMix(nn.Module):
         Raises:
             AttnkitError: if a region is run again while several passes are pending, so that nobody knows which it was.
         """
-        if not self.stochastic or not self.training:
-            return None
-        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if again:
-            return self._repeated_draw()
-        draw = self.draws.clone()
-        self.draws += 1
-        if not torch.compiler.is_compiling() and _may_run_again():
-            self._pending = 1 if self._repeated else self._pending + 1
-            self._repeated, self._pending_draw = False, draw
-        return draw
-
-    def _repeated_draw(self) -> Tensor | None:
-        """The number of the pending pass, for a checkpointed region that runs again during the backward pass."""
-        self._repeated = True
-        if self._pending != 1:
-            raise AttnkitError(
-                f"a checkpointed region with random windows is run again while {self._pending} of its training passes "
-                f"are pending; call draw = mix.next_draw() before the region and pass draw=draw into it"
-            )
-        return self._pending_draw
+        return self._draws.next(self.draws) if self.stochastic and self.training else None
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, head_dim={self.head_dim}, out_dim={self.out_dim}"
@@ -272,12 +251,6 @@ def check_tensor(x: object, name: str = "x") -> None:
     """Raises `ShapeError` for anything but a tensor."""
     if not isinstance(x, Tensor):
         raise ShapeError(f"{name} must be a tensor, but got {type(x).__name__}")
-
-
-def _may_run_again() -> bool:
-    """Whether activation checkpointing may be around: it runs without gradients, or packs what autograd saves."""
-    packing = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
-    return packing is not None or not torch.is_grad_enabled()
 
 
 def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:
