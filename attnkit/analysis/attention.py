@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS = 6
-TILE, GAP, MARGIN = 1.75, 0.16, 0.12
+TILE, GAP, MARGIN, TITLE = 1.75, 0.16, 0.12, 0.34
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ def draw_attention(
     picture: Tensor | None = None,
     layers: Sequence[str] | None = None,
     query: tuple[int, int] | None = None,
+    title: str = "",
 ) -> Figure:
     """Draws what the head groups of a model look at on an image, from one place of it.
 
@@ -68,6 +69,7 @@ def draw_attention(
             each stage where not given, or up to six spread over a model of one stage.
         query: row and column of the place to look from in pixels of `image`; the place with most contrast near the
             middle where not given.
+        title: a line above everything, such as the true and the predicted class.
 
     Returns:
         A matplotlib `Figure`, drawn without a display and without pyplot.
@@ -93,7 +95,7 @@ def draw_attention(
         if not rows:
             raise ConfigError(f"draw_attention needs a model with head mixes, but {type(module).__name__} runs none")
         glances = {name: [_glance(one, place, pixels) for one in rows[name]] for name in _chosen(rows, layers)}
-    figure = _figure(glances, shown, pixels)
+    figure = _figure(glances, shown, pixels, title)
     save(figure, path)
     return figure
 
@@ -175,17 +177,20 @@ def _short(name: str) -> str:
     return name.removesuffix(".mix") or "mix"
 
 
-def _figure(glances: dict[str, list[Glance]], shown: Tensor, pixels: tuple[int, int]) -> Any:
+def _figure(glances: dict[str, list[Glance]], shown: Tensor, pixels: tuple[int, int], heading: str) -> Any:
     lines = _lines(glances)
     columns = 1 + max(len(row) for _, row in lines)
     tall = min(max(TILE * pixels[0] / pixels[1], 0.6), 5.0)
     head = 0.5 if lines[0][0] else 0.26
     foot = 0.3 if any(one.prefix for group in glances.values() for one in group) else 0.12
     row_height = tall + head + foot
-    total = (MARGIN + (TILE + GAP) * columns, row_height * len(lines))
+    above = TITLE if heading else 0.0
+    total = (MARGIN + (TILE + GAP) * columns, above + row_height * len(lines))
     figure = new_figure(*total)
+    if heading:
+        figure.text(MARGIN / total[0], 1 - 0.26 / total[1], heading, fontsize=10.5, fontweight="bold", color=INK)
     for at, (title, row) in enumerate(lines):
-        top = at * row_height + head
+        top = above + at * row_height + head
         x, y = MARGIN / total[0], 1 - (top - 0.27) / total[1]
         figure.text(x, y, title, fontsize=9.5, family="monospace", color=INK)
         first = row[0][1]

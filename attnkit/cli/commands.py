@@ -97,8 +97,7 @@ def draw(
     if image is not None:
         if options:
             raise ConfigError(f"--image draws a trained model, which takes no options such as {options[0]!r}")
-        model, pixels = registry.load("attnkit_models.train.predict:model_and_image")(what, image)
-        attnkit.analysis.draw_attention(model, pixels, out)
+        registry.load("attnkit_models.train.predict:draw_image")(what, image, out)
     else:
         primitive = registry.primitive_class(what)
         examples = getattr(primitive, "examples", ())

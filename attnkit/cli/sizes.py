@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from attnkit.errors import ConfigError
+
+LARGEST = 2**15
 
 
 def read_size(text: str, option: str) -> tuple[int, int]:
@@ -16,9 +17,13 @@ def read_size(text: str, option: str) -> tuple[int, int]:
         option: where, for messages: `"--size"`.
 
     Raises:
-        ConfigError: if the text is neither form, or a size is less than 1.
+        ConfigError: if the text is neither form, or a size is less than 1 or too large for any machine.
     """
-    sizes = [int(part) for part in text.split("x")] if re.fullmatch(r"-?\d+(x-?\d+)?", text) else [0]
-    if min(sizes) < 1 or math.prod(sizes) > 2**30:
-        raise ConfigError(f"{option} {text} must be at least 1, such as 224, or height x width such as 96x160")
+    if not re.fullmatch(r"-?\d{1,18}(x-?\d{1,18})?", text):
+        raise ConfigError(f"{option} {text!r} is no size; write 224, or height x width such as 96x160")
+    sizes = [int(part) for part in text.split("x")]
+    if min(sizes) < 1:
+        raise ConfigError(f"{option} {text} must be at least 1 a side, such as 224, or 96x160 (height x width)")
+    if sizes[0] * sizes[-1] > LARGEST**2:
+        raise ConfigError(f"{option} {text} is too large; at most {LARGEST}x{LARGEST} can be counted with")
     return sizes[0], sizes[-1]

@@ -140,7 +140,7 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
     names = sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
     if not names:
         loose = sum(one.suffix.lower() in SUFFIXES for one in folder.iterdir())
-        holds = f"holds {loose} images but no class folders" if loose else "is empty"
+        holds = f"holds {loose} image{'s' * (loose != 1)} but no class folders" if loose else "is empty"
         raise DataError(
             f"data folder {folder} {holds}; put the images of each class in a folder of its own, "
             f"such as {folder}/cat/1.jpg"
@@ -161,8 +161,9 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
 def _compare_classes(train: dict[str, list[Path]], val: dict[str, list[Path]], folders: list[Path]) -> list[str]:
     unseen = [name for name in val if name not in train]
     if unseen:
+        count = len(val[unseen[0]])
         raise DataError(
-            f"{folders[1]} has the class {unseen[0]!r} ({len(val[unseen[0]])} images) that {folders[0]} "
+            f"{folders[1]} has the class {unseen[0]!r} ({count} image{'s' * (count != 1)}) that {folders[0]} "
             f"does not have; add it there or remove it here (classes in training: {', '.join(train)})"
         )
     absent = [name for name in train if name not in val]
@@ -178,7 +179,9 @@ def _ignored(folders: list[Path]) -> list[str]:
     ]
     if not others:
         return []
-    return [f"ignored {len(others)} file{'s' * (len(others) > 1)} that are no images by name, such as {min(others)}"]
+    if len(others) == 1:
+        return [f"ignored 1 file that is no image by its name: {others[0]}"]
+    return [f"ignored {len(others)} files that are no images by their names, such as {min(others)}"]
 
 
 def _check_counts(good: list, classes: tuple[str, ...], folders: list[Path]) -> None:

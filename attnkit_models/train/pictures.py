@@ -12,15 +12,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
+from torch import Tensor
 
 from attnkit_models.train.checkpoint import write_atomically
 from attnkit_models.train.data import ImageData
 
 # Told apart also by people who see no red or green, and in print.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+LONGEST_NAME = 16
 
 
-def draw_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def draw_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Figure:
     """Draws training loss and test accuracy of every model over the epochs.
 
     Args:
@@ -43,7 +45,7 @@ def draw_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
             va="center",
         )
     loss.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy")
-    accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="images classified rightly")
+    accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.margins(x=0.12)
     last = max(len(history) for history in histories.values())
@@ -56,10 +58,11 @@ def draw_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
     write_atomically(path, content.getvalue())
+    return figure
 
 
-def draw_attention(model: torch.nn.Module, data: ImageData, path: Path) -> None:
-    """Draws what each head group of a model attends to on a test image with much to see in it.
+def draw_attention(model: torch.nn.Module, data: ImageData, path: Path) -> Figure:
+    """Draws what each head group of a model attends to on a test image with much to see in it, its class above.
 
     Args:
         model: the trained model, in eval mode on the CPU.
@@ -70,8 +73,23 @@ def draw_attention(model: torch.nn.Module, data: ImageData, path: Path) -> None:
 
     first = data.val.__getitems__(range(min(len(data.val), 64)))["pixels"].float() / 255
     contrast = first.diff(dim=-1).abs().sum((1, 2, 3)) + first.diff(dim=-2).abs().sum((1, 2, 3))
-    picture = first[int(contrast.argmax())]
-    attnkit.analysis.draw_attention(model, data.preprocess.normalise(picture[None]), path, picture=picture)
+    chosen = int(contrast.argmax())
+    picture = first[chosen]
+    image = data.preprocess.normalise(picture[None])
+    title = f"true class {short(data.classes[int(data.val.labels[chosen])])}, {predicted(model, image, data.classes)}"
+    return attnkit.analysis.draw_attention(model, image, path, picture=picture, title=title)
+
+
+@torch.no_grad()
+def predicted(model: torch.nn.Module, image: Tensor, classes: Sequence[str]) -> str:
+    """The likeliest class of a normalised image (1, channels, H, W) in words: `predicted cat (98 %)`."""
+    probability, label = model(image).float().softmax(dim=-1)[0].max(dim=0)
+    return f"predicted {short(classes[int(label)])} ({100 * float(probability):.0f} %)"
+
+
+def short(name: str) -> str:
+    """A class name that fits into a picture's title."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def save_samples(data: ImageData, folder: Path) -> list[Path]:

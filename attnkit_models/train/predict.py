@@ -69,10 +69,14 @@ def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None
     return Classifier(model.eval(), classes, preprocess, header.get("label", type(model).__name__))
 
 
-def model_and_image(checkpoint: str, image: Path) -> tuple[nn.Module, torch.Tensor]:
-    """A trained model and an image as it takes it, (1, channels, H, W): what a picture of attention needs."""
+def draw_image(checkpoint: str, image: Path, out: str) -> None:
+    """Draws what a trained model attends to on an image file, under the class it predicts."""
+    from attnkit_models.train.pictures import predicted
+
     classifier = load_classifier(Path(checkpoint))
-    return classifier.model, classifier.preprocess.read(image)
+    pixels = classifier.preprocess.read(image)
+    title = predicted(classifier.model, pixels, classifier.classes)
+    attnkit.analysis.draw_attention(classifier.model, pixels, out, title=title)
 
 
 def predict(

@@ -123,10 +123,11 @@ class RunFolder:
             {key: identity[key] for key in ("models", "options", "data")},
             self.root,
         )
-        if found.get("processes") == identity["processes"]:
+        started, now = found.get("processes"), identity["processes"]
+        if started == now:
             return ""
         return (
-            f"the run was started with {found.get('processes')} processes and goes on with {identity['processes']}: "
+            f"the run was started with {started} process{'es' * (started != 1)} and goes on with {now}: "
             "its weights will differ a little from those of an uninterrupted run"
         )
 

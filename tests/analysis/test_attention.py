@@ -37,6 +37,17 @@ def test_rows_are_the_last_layers_of_the_stages():
     assert [text.get_text() for text in figure.texts] == ["stages.0.blocks.1", "stages.1.blocks.1"]
 
 
+def test_a_title_stands_above_everything():
+    image = torch.randn(1, 32, 32)
+    plain, titled = (draw_attention(small("vit_micro"), image, title=title) for title in ("", "true class 3"))
+    assert titled.texts[0].get_text() == "true class 3" and len(titled.texts) == len(plain.texts) + 1
+    heights = [figure.get_figheight() for figure in (plain, titled)]
+    assert heights[1] > heights[0]
+    for one, other in zip(plain.axes, titled.axes, strict=True):
+        tops = [axes.get_position().y1 * height for axes, height in zip((one, other), heights, strict=True)]
+        assert tops[0] == pytest.approx(tops[1])
+
+
 def test_layers_of_one_group_share_a_row():
     figure = draw_attention(small("vit_micro"), torch.randn(1, 32, 32))
     assert titles(figure)[1:] == [f"blocks.{at} dense" for at in range(4)]

@@ -50,7 +50,11 @@ def test_a_folder_of_class_folders(make_folder):
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.val)) == (12, 3)
     assert data.train.pixels.shape == (12, 3, 16, 16)
-    assert any("ignored 1 file" in note and "notes.txt" in note for note in data.notes)
+    assert data.notes == (f"ignored 1 file that is no image by its name: {root}/dog/notes.txt",)
+    (root / "dog" / "more.txt").write_text("not an image")
+    assert image_folder(root, SIZE).notes == (
+        f"ignored 2 files that are no images by their names, such as {root}/dog/more.txt",
+    )
     grey = image_folder(root, (8, 24), 1)
     assert grey.train.pixels.shape == (12, 1, 8, 24) and len(grey.preprocess.mean) == 1
 
@@ -117,7 +121,7 @@ def test_folders_that_cannot_be_trained_on(make_folder, tmp_path):
     assert "is empty" in message(make_folder("empty"))
     loose = make_folder("loose")
     Image.new("RGB", (4, 4)).save(loose / "a.png")
-    assert "holds 1 images but no class folders" in message(loose)
+    assert "holds 1 image but no class folders" in message(loose)
     assert "only the class folder cat" in message(make_folder("one", cat=3))
     assert re.search(r"class folder \S*/dog holds no image", message(make_folder("hollow", cat=3, dog=0)))
     make_folder("unseen/train", cat=3, dog=3)

@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 
 import attnkit
+from attnkit_models.train.data import digits
 from attnkit_models.train.memory import PeakMemory
 from attnkit_models.train.optimize import adamw, learning_rate
 from attnkit_models.train.options import TrainOptions
+from attnkit_models.train.pictures import draw_attention, draw_curves, predicted
 from attnkit_models.train.progress import Reporter
 from attnkit_models.train.seeds import seed_of
 
@@ -58,6 +60,29 @@ def test_peak_memory_without_a_count_that_starts_anew(monkeypatch, tmp_path):
     memory = PeakMemory(torch.device("cpu"))
     assert not memory.exact and memory.unit == "whole process"
     assert memory.megabytes() > 50
+
+
+def test_curves_are_named_with_the_fields_terms(tmp_path):
+    history = [{"epoch": at, "train_loss": 1 / at, "val_accuracy": 1 - 1 / at} for at in (1, 2, 3)]
+    figure = draw_curves({"a": history, "b": history[:1]}, tmp_path / "curves.png")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["cross-entropy", "accuracy"]
+    assert [line.get_label() for line in figure.axes[1].lines] == ["a", "b"]
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_picture_of_attention_names_the_true_and_the_predicted_class(tmp_path):
+    data = digits((16, 16))
+    model = attnkit.build("vit_micro", num_classes=10, img_size=16, in_chans=1).eval()
+    # Whatever it sees, this model calls it a 3.
+    torch.nn.init.zeros_(model.head.weight)
+    with torch.no_grad():
+        model.head.bias.copy_(20.0 * torch.nn.functional.one_hot(torch.tensor(3), 10))
+    figure = draw_attention(model, data, tmp_path / "attention.png")
+    first = data.val.pixels[:64].float() / 255
+    contrast = first.diff(dim=-1).abs().sum((1, 2, 3)) + first.diff(dim=-2).abs().sum((1, 2, 3))
+    label = int(data.val.labels[int(contrast.argmax())])
+    assert figure.texts[0].get_text() == f"true class {label}, predicted 3 (100 %)"
+    assert predicted(model, torch.zeros(1, 1, 16, 16), ["long name " * 9] * 10) == "predicted long name long … (100 %)"
 
 
 def test_a_bar_in_a_terminal_and_plain_lines_elsewhere(monkeypatch):
