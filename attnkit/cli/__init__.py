@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         status = app(args=given or ["--help"], prog_name="attnkit", standalone_mode=False)
     except AttnkitError as error:
-        return _fail(str(error))
+        return _fail(*getattr(error, "mistakes", (str(error),)))
     except Exception as error:
         # typer brings its own click in some versions and imports it in others, so its errors have no one class.
         if type(error).__name__ == "Abort":
@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _fail(message: str) -> int:
+def _fail(*messages: str) -> int:
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (process {rank})"
-    print(f"error{where}: {' '.join(message.split())}", file=sys.stderr)
+    for message in messages:
+        print(f"error{where}: {' '.join(message.split())}", file=sys.stderr)
     return 2

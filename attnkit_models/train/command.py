@@ -57,11 +57,19 @@ def train(
     The same command runs on a GPU, under `accelerate launch` and under `torchrun`.
     """
     _need_extra()
-    from attnkit_models.train.configfile import ConfigFile, merge_options, read_config, read_overrides
+    from attnkit_models.train.configfile import ConfigFile, check_model, merge_options, read_config, read_overrides
+    from attnkit_models.train.mistakes import Mistakes
     from attnkit_models.train.run import Choice
     from attnkit_models.train.run import train as run
 
-    file = read_config(config) if config else ConfigFile()
+    mistakes = Mistakes()
+    file, size, overrides, options = ConfigFile(), None, {}, None
+    with mistakes.noted():
+        file = read_config(config) if config else file
+    with mistakes.noted():
+        size = read_size(img_size, "--img-size") if img_size else None
+    with mistakes.noted():
+        overrides = read_overrides(set_ or [])
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -72,22 +80,31 @@ def train(
         "clip_grad": clip_grad,
         "augment": augment,
         "seed": seed,
-        "img_size": read_size(img_size, "--img-size") if img_size else None,
+        "img_size": size,
         "mixed_precision": mixed_precision,
         "grad_accum": grad_accum,
         "workers": workers,
     }
-    options = merge_options(file.train, given)
-    if model and file.model is not None:
-        raise ConfigError(f"--model {model} and {config} both say what to train; keep one of them")
+    with mistakes.noted():
+        options = merge_options(file.train, given)
     source = model or file.model
-    if source is None:
-        raise ConfigError("nothing says what to train; pass --model NAME (see `attnkit list models`) or --config FILE")
-    label = source if isinstance(source, str) else Path(str(config)).stem
-    choices = [Choice(label, source, read_overrides(set_ or []))]
+    with mistakes.noted():
+        if model and file.model is not None:
+            raise ConfigError(f"--model {model} and {config} both say what to train; keep one of them")
+        if source is not None:
+            check_model(source, overrides)
+        elif not mistakes.found or not config:
+            raise ConfigError(
+                "nothing says what to train; pass --model NAME (see `attnkit list models`) or --config FILE"
+            )
     second = baseline or file.baseline
-    if second:
-        choices.append(Choice(second, second))
+    with mistakes.noted():
+        if second:
+            check_model(second)
+    mistakes.told()
+    assert source is not None
+    label = source if isinstance(source, str) else Path(str(config)).stem
+    choices = [Choice(label, source, overrides), *([Choice(second, second)] if second else [])]
     folder = data or (Path(file.data) if file.data else None)
     try:
         run(choices, out=out, options=options, data=folder, resume=resume, overwrite=overwrite, skip_bad=skip_bad)

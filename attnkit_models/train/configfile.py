@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from attnkit import factory
 from attnkit.errors import ConfigError, did_you_mean
+from attnkit_models.train.mistakes import Mistakes
 from attnkit_models.train.options import TrainOptions
-
-SECTIONS = ("model", "train", "baseline", "data")
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,45 +56,56 @@ def read_config(path: Path) -> ConfigFile:
         )
     if not any(name in plain for name in ("model", "train")):
         return ConfigFile(model=plain)
-    unknown = [name for name in plain if name not in SECTIONS]
-    if unknown:
-        known = ", ".join(SECTIONS)
-        raise ConfigError(
-            "; ".join(
-                f"{path}: unknown section {name!r}{did_you_mean(name, SECTIONS)} (sections: {known})"
-                for name in unknown
-            )
-        )
     wanted: dict[str, tuple[type, ...]] = {
         "model": (str, dict),
         "train": (dict,),
         "baseline": (str,),
         "data": (str,),
     }
+    mistakes = Mistakes()
     for name, value in plain.items():
-        if not isinstance(value, wanted[name]):
-            kinds = " or ".join({str: "a name", dict: "a mapping"}[kind] for kind in wanted[name])
-            raise ConfigError(f"{path}: section {name!r} must be {kinds}, but got {value!r}")
+        with mistakes.noted():
+            if name not in wanted:
+                known = ", ".join(wanted)
+                raise ConfigError(f"{path}: unknown section {name!r}{did_you_mean(name, wanted)} (sections: {known})")
+            if not isinstance(value, wanted[name]):
+                kinds = " or ".join({str: "a name", dict: "a mapping"}[kind] for kind in wanted[name])
+                raise ConfigError(f"{path}: section {name!r} must be {kinds}, but got {value!r}")
+    mistakes.told()
     return ConfigFile(**plain)
+
+
+def check_model(source: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
+    """Looks at a model's configuration as `attnkit.build` would, without building anything.
+
+    Raises:
+        ConfigError: with its mistakes, and those of the overrides.
+    """
+    factory.override(factory.config(source), overrides or {})
 
 
 def read_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Reads `--set path=value` arguments; values are YAML: `64`, `true`, `[96, 160]`.
 
     Raises:
-        ConfigError: if an argument is not `path=value`, or a path is set twice.
+        ConfigError: for every argument that is not `path=value`, and every path that is set twice.
     """
     overrides: dict[str, Any] = {}
+    mistakes = Mistakes()
     for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path.strip() or not text.strip():
-            raise ConfigError(f"--set {assignment!r} must be path=value, such as 'stages[2].mix.groups[1].window=64'")
-        if path in overrides:
-            raise ConfigError(f"--set gives {path!r} twice, {overrides[path]!r} and {text}; keep one")
-        try:
-            overrides[path] = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
+        with mistakes.noted():
+            path, equals, text = assignment.partition("=")
+            if not equals or not path.strip() or not text.strip():
+                raise ConfigError(
+                    f"--set {assignment!r} must be path=value, such as 'stages[2].mix.groups[1].window=64'"
+                )
+            if path in overrides:
+                raise ConfigError(f"--set gives {path!r} twice, {overrides[path]!r} and {text}; keep one")
+            try:
+                overrides[path] = yaml.load(text, Loader=_Loader)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
+    mistakes.told()
     return overrides
 
 

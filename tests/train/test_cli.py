@@ -105,6 +105,37 @@ def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path, arguments, said):
     assert not (tmp_path / "x").exists()
 
 
+def complaints(capsys, *arguments):
+    assert main([*arguments, "--out", "nowhere"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    return "\n".join(lines)
+
+
+def test_independent_mistakes_are_told_together(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = complaints(capsys, "train", "--model", "vit_micro", "--lr", "-1", "--batch-size", "0", "--set", "foo=3")
+    assert "lr=-1.0: must be > 0" in told and "batch_size=0: must be >= 1" in told and "option 'foo'" in told
+    told = complaints(capsys, "train", "--img-size", "3x", "--set", "a", "--set", "b", "--baseline", "vit_micor")
+    for each in (
+        "--img-size '3x'",
+        "--set 'a'",
+        "--set 'b'",
+        "did you mean 'vit_micro'?",
+        "nothing says what to train",
+    ):
+        assert each in told
+    file = tmp_path / "bad.yaml"
+    file.write_text("model: {kind: vit_micro, drop_pth: 0.1}\ntrain: {epohcs: 3}\n", encoding="utf-8")
+    told = complaints(capsys, "train", "--config", str(file))
+    assert "did you mean 'drop_path'?" in told and "did you mean 'epochs'?" in told
+    file.write_text("modle: vit_micro\ntrain: 3\n", encoding="utf-8")
+    told = complaints(capsys, "train", "--config", str(file), "--lr", "-1")
+    assert "did you mean 'model'?" in told and "section 'train' must be a mapping, but got 3" in told
+    assert "lr=-1.0" in told and "nothing says what to train" not in told
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_model_and_a_file_with_a_model_contradict(capsys, tiny_config, tmp_path):
     assert main(["train", "--config", str(tiny_config), "--model", "vit_micro", "--out", str(tmp_path / "x")]) == 2
     assert "both say what to train" in capsys.readouterr().err
