@@ -108,7 +108,8 @@ class HeadMix(nn.Module):
         out_dim: width of the output; `dim` where not given.
         qkv_bias: whether the fused projection has a bias.
         proj_bias: whether the output projection has a bias.
-        layer: number of this layer in its model, by which random windows differ.
+        layer: number of this layer in its model. Random windows differ from layer to layer by it alone: in a stack of
+            your own count it up, or all layers with the same seed see the same windows.
 
     Raises:
         ConfigError: for an empty mix, heads that do not divide `dim`, or options with mistakes.
@@ -141,12 +142,16 @@ class HeadMix(nn.Module):
         self.dim = dim
         self.out_dim = dim if out_dim is None else out_dim
         self.head_dim = dim // heads if head_dim is None else head_dim
-        context = BuildContext(dim, self.head_dim, layer)
-        self.columns: list[Columns] = [group.columns(context) for group in self.options]
+        contexts = [BuildContext(dim, self.head_dim, layer, index) for index in range(len(self.options))]
+        self.columns: list[Columns] = [
+            group.columns(context) for group, context in zip(self.options, contexts, strict=True)
+        ]
         widths = [width for columns in self.columns for width in (columns.q, columns.k, columns.v)]
         self._widths = widths
         self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias) if any(widths) else None
-        self.groups = nn.ModuleList(group.build(context) for group in self.options)
+        self.groups = nn.ModuleList(
+            group.build(context) for group, context in zip(self.options, contexts, strict=True)
+        )
         self.proj = nn.Linear(heads * self.head_dim, self.out_dim, bias=proj_bias)
         self.draws: Tensor
         self.stochastic = any(group.stochastic for group in self._groups())

@@ -34,11 +34,13 @@ class BuildContext:
         dim: width of the mix's input, C.
         head_dim: width of one head, D.
         layer: number of the layer in its model; random primitives differ from layer to layer by it.
+        group: number of the group in its mix; random primitives differ from group to group by it.
     """
 
     dim: int
     head_dim: int
     layer: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True, eq=False)

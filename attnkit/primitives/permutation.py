@@ -20,7 +20,7 @@ def random_permutation(tokens: int, words: tuple[int | Tensor, ...], device: tor
 
     Args:
         tokens: number of tokens, 1..2 ** 31.
-        words: integers in 0..2 ** 62 - 1 or int64 scalar tensors, such as seed, layer, draw and sizes.
+        words: integers in 0..2 ** 62 - 1 or int64 scalar tensors, such as seed, layer, group, sizes and draw.
         device: where to make it.
 
     Returns:

@@ -22,7 +22,8 @@ class RandomWindow(SoftmaxOptions):
     """Attention inside windows of a randomly permuted image; every token is in exactly one window.
 
     In training every forward pass draws a new permutation, shared by the batch and the group's heads; in evaluation it
-    is a function of (seed, layer, height, width) only. The number of draws made lies in the state dict, so training
+    is a function of (seed, layer, group, height, width) only: `layer` is that of `HeadMix` or `Block`, `group` counts
+    the groups of the mix. The number of draws made lies in the state dict, so training
     resumed from it goes on with the very same draws. A window as large as the image is full attention.
 
     Args:
@@ -68,7 +69,7 @@ class RandomWindowHeads(SoftmaxHeads):
     def __init__(self, options: RandomWindow, context: BuildContext) -> None:
         super().__init__(options, context)
         self.random = options
-        self.layer = context.layer
+        self.place = (context.layer, context.group)
 
     def plan(self, inputs: HeadInputs) -> Plan:
         return Plan(Blocks(self.order(inputs), prefix=inputs.grid.prefix))
@@ -88,7 +89,7 @@ class RandomWindowHeads(SoftmaxHeads):
             order = permuted_order(self.permutation(inputs), window, grid.prefix)
             return order.token, order.slot
 
-        key = ("random windows", self.random.seed, self.layer, window, grid, str(inputs.x.device))
+        key = ("random windows", self.random.seed, self.place, window, grid, str(inputs.x.device))
         token, slot = cached(key, make)
         return Order(token, slot, padded=token.numel() > slot.numel())
 
@@ -97,4 +98,4 @@ class RandomWindowHeads(SoftmaxHeads):
         grid, device = inputs.grid, inputs.x.device
         fixed = inputs.draw is None or not self.random.resample
         draw = 0 if fixed or inputs.draw is None else inputs.draw.to(device) + 1
-        return random_permutation(grid.image_tokens, (self.random.seed, self.layer, *grid.sizes, draw), device)
+        return random_permutation(grid.image_tokens, (self.random.seed, *self.place, *grid.sizes, draw), device)

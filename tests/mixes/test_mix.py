@@ -22,6 +22,8 @@ def alone(mix, number):
     single = HeadMix(mix.dim, [options], head_dim=width, out_dim=mix.out_dim, proj_bias=False).to(mix.proj.weight)
     single.eval()
     single.groups[0].load_state_dict(mix.groups[number].state_dict())
+    if options.kind == "random_window":
+        single.groups[0].place = mix.groups[number].place
     sizes = [one.q + one.k + one.v for one in mix.columns]
     rows = slice(sum(sizes[:number]), sum(sizes[: number + 1]))
     columns = slice(*(width * sum(group.heads for group in mix.options[:end]) for end in (number, number + 1)))

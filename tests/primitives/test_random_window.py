@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnkit import Dense, Grid, HeadMix, RandomWindow
+from attnkit import Block, Dense, Grid, HeadMix, RandomWindow
 from attnkit.kernels import recording
 from attnkit.primitives import HeadInputs
 from attnkit.primitives.permutation import random_permutation
@@ -143,13 +143,26 @@ def test_a_reloaded_state_goes_on_with_the_same_draws():
     assert all(torch.equal(windows_of(other, GRID), one) for one in right)
 
 
-def test_groups_of_one_mix_that_share_a_seed_share_their_windows():
-    mix = HeadMix(8, [RandomWindow(2, 5), RandomWindow(2, 5), RandomWindow(2, 5, seed=1), Dense(2)]).eval()
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("resample", [False, True])
+def test_groups_of_one_mix_differ_in_their_windows(training, resample):
+    group = RandomWindow(2, 5, resample=resample)
+    mix = HeadMix(8, [group, Dense(2), group, group]).train(training)
     with recording() as choices:
         mix(torch.zeros(1, 20, 8), GRID)
-    masks = [choice.call.layout.to_mask() for choice in choices]
-    assert torch.equal(masks[0], masks[1])
-    assert not torch.equal(masks[0], masks[2])
+    masks = [choice.call.layout.to_mask() for choice in choices if choice.call.layout.kind == "blocks"]
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 3
+
+
+def test_blocks_of_a_stack_differ_by_their_layer_alone():
+    def seen(layers):
+        stack = torch.nn.Sequential(*(Block(4, [RandomWindow(2, 5)], layer=layer) for layer in layers)).eval()
+        with recording() as choices:
+            stack(torch.zeros(1, 4, 5, 4))
+        return {tuple(choice.call.layout.to_mask().flatten().tolist()) for choice in choices}
+
+    assert len(seen([0, 1, 2])) == 3
+    assert len(seen([0, 0, 0])) == 1
 
 
 def test_the_global_random_state_is_neither_read_nor_changed():
