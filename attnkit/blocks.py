@@ -108,7 +108,7 @@ class Block(nn.Module):
         dim: width of the input, C.
         groups: the mix's groups, as for `HeadMix`, or a whole `Mix`.
         mlp_ratio: hidden width of the MLP over the block's width, > 0.
-        layer: number of this layer in its model, as for `HeadMix`: blocks of a stack that all leave it at 0 see the same
+        layer: number of this layer in its model, as for `HeadMix`: blocks of a stack that all leave it out see the same
             random windows.
         **style: the other options of `BlockStyle`, such as `drop_path=0.1` or `layer_scale=1e-5`.
 

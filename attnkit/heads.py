@@ -149,9 +149,7 @@ class HeadMix(nn.Module):
         widths = [width for columns in self.columns for width in (columns.q, columns.k, columns.v)]
         self._widths = widths
         self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias) if any(widths) else None
-        self.groups = nn.ModuleList(
-            group.build(context) for group, context in zip(self.options, contexts, strict=True)
-        )
+        self.groups = nn.ModuleList(group.build(context) for group, context in zip(self.options, contexts, strict=True))
         self.proj = nn.Linear(heads * self.head_dim, self.out_dim, bias=proj_bias)
         self.draws: Tensor
         self.stochastic = any(group.stochastic for group in self._groups())
