@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `attnkit`; the process's own if None.
 
     Returns:
-        Exit status: 0, 2 for the user's mistakes, 130 when interrupted.
+        Exit status: 0, 1 where some of several files could not be read, 2 for the user's mistakes, 130 when
+        interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # OpenMP's threads spin while they wait for each other, which on a machine with other work makes training many

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from attnkit.cli.sizes import read_size
-from attnkit.errors import ConfigError, load_extra
+from attnkit.errors import ConfigError, DataError, load_extra
 from attnkit_models.train.options import TrainOptions
 
 _NEEDED = ("accelerate", "matplotlib", "numpy", "PIL", "rich", "safetensors", "sklearn", "yaml")
@@ -130,9 +130,16 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="How many classes to print.")] = 3,
 ) -> None:
-    """Print the likeliest classes of image files."""
+    """Print the likeliest classes of image files; the exit status is 1 if one cannot be read."""
     _need_extra()
     from attnkit_models.train.predict import predict as classify
 
-    for image, classes in zip(images, classify(checkpoint, images, top=top), strict=True):
-        typer.echo(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in classes))
+    unread = False
+    for image, found in zip(images, classify(checkpoint, images, top=top), strict=True):
+        if isinstance(found, DataError):
+            unread = True
+            typer.echo(f"error: {found}", err=True)
+        else:
+            typer.echo(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in found))
+    if unread:
+        raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import attnkit
-from attnkit.errors import CheckpointError, ConfigError
+from attnkit.errors import CheckpointError, ConfigError, DataError
 from attnkit_models.train.checkpoint import load_weights, read_header, read_weights
 from attnkit_models.train.images import Preprocess
 from attnkit_models.train.rundir import find_weights
@@ -81,8 +81,8 @@ def draw_image(checkpoint: str, image: Path, out: str) -> None:
 
 def predict(
     checkpoint: Path, images: Sequence[Path], *, top: int = 3, build: Callable[..., nn.Module] | None = None
-) -> list[list[tuple[str, float]]]:
-    """Classifies image files: for each, the `top` likeliest classes with their probabilities.
+) -> Iterator[list[tuple[str, float]] | DataError]:
+    """Classifies image files one by one: the `top` likeliest classes of each with their probabilities.
 
     Args:
         checkpoint: a checkpoint or the folder of a run.
@@ -90,14 +90,22 @@ def predict(
         top: how many classes to give, >= 1.
         build: what makes the model from its plain configuration; `attnkit.build` if None.
 
+    Yields:
+        For each image its classes, likeliest first; for one that cannot be read, the error that says why.
+
     Raises:
         ConfigError: if there is no image or `top` is less than 1.
         CheckpointError: if the checkpoint cannot be used.
-        DataError: if an image cannot be read.
     """
     if top < 1:
         raise ConfigError(f"top={top} must be at least 1")
     if not images:
         raise ConfigError("predict needs at least one image file, but got none")
     classifier = load_classifier(checkpoint, build=build)
-    return [classifier(image, top=top) for image in images]
+    for image in images:
+        try:
+            found = classifier(image, top=top)
+        except DataError as error:
+            yield error
+        else:
+            yield found

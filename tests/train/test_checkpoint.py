@@ -146,15 +146,14 @@ def test_predicting_with_what_does_not_fit(tmp_path):
     }
     path = written(tmp_path / "other.safetensors", header)
     with pytest.raises(CheckpointError, match=r"weights of another model than \w+: of its \d+ tensors \d+ missing"):
-        predict(path, [tmp_path / "a.png"])
+        list(predict(path, [tmp_path / "a.png"]))
     with pytest.raises(ConfigError, match="top=0 must be at least 1"):
-        predict(path, [tmp_path / "a.png"], top=0)
+        list(predict(path, [tmp_path / "a.png"], top=0))
     with pytest.raises(ConfigError, match="at least one image"):
-        predict(path, [])
+        list(predict(path, []))
     weights = attnkit.build(config).state_dict()
     good = written(tmp_path / "good.safetensors", header, weights)
-    with pytest.raises(DataError, match="there is no image file"):
-        predict(good, [tmp_path / "a.png"])
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="is an empty file"):
-        predict(good, [tmp_path / "a.png"])
+    missing, empty = predict(good, [tmp_path / "none.png", tmp_path / "a.png"])
+    assert isinstance(missing, DataError) and "there is no image file" in str(missing)
+    assert isinstance(empty, DataError) and "is an empty file" in str(empty)

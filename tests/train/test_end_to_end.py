@@ -64,6 +64,12 @@ def test_train_with_a_baseline_then_predict(make_folder, tiny_config, tmp_path, 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0] == lines[1]
     assert lines[0].startswith(f"{image}: ") and lines[0].count("%") == 2
+    bad = [str(tmp_path / "nowhere.png"), str(out / "run.json")]
+    assert main(["predict", str(out), bad[0], str(image), bad[1], str(image)]) == 1
+    output = capsys.readouterr()
+    assert [line.split(": ")[0] for line in output.out.splitlines()] == [str(image)] * 2
+    for line, path in zip(output.err.splitlines(), bad, strict=True):
+        assert line.startswith("error: ") and path in line
     assert main(["draw", str(out), "--image", str(image), "--out", str(tmp_path / "seen.png")]) == 0
     assert (tmp_path / "seen.png").is_file()
 
