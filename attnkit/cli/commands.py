@@ -11,12 +11,31 @@ from attnkit.cli.sizes import read_size
 from attnkit.errors import ConfigError, did_you_mean
 
 app = typer.Typer(
-    help="Attention primitives for PyTorch: list them, look at them, train with them.",
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
+PLANNED = "planned, not part of this version"
+
 Size = Annotated[str, typer.Option(help="Image size in pixels: 224, or height x width such as 96x160.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import attnkit
+
+        typer.echo(f"attnkit {attnkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Attention primitives for PyTorch: list them, look at them, train with them."""
 
 
 def _model(name: str, size: tuple[int, int]):
@@ -33,11 +52,11 @@ def list_names(
     """List models, primitives and backends by name."""
     import fnmatch
 
-    groups = {
-        "models": registry.list_models,
-        "primitives": registry.list_primitives,
-        "backends": lambda chosen: fnmatch.filter([name for name, at in registry.BACKENDS.items() if at], chosen),
-    }
+    def backends(chosen: str) -> list[str]:
+        named = fnmatch.filter(registry.BACKENDS, chosen)
+        return [name if registry.BACKENDS[name] else f"{name} ({PLANNED})" for name in named]
+
+    groups = {"models": registry.list_models, "primitives": registry.list_primitives, "backends": backends}
     if what is not None and what not in groups:
         raise ConfigError(f"cannot list {what!r}{did_you_mean(what, groups)} (known: {', '.join(groups)})")
     for group, names in groups.items():

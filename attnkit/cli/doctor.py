@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import attnkit
+from attnkit.cli.commands import PLANNED
 from attnkit.grid import Grid
 from attnkit.kernels import AttendCall
 from attnkit.kernels.dispatch import backend_named
@@ -34,7 +35,7 @@ def report() -> Iterator[str]:
         yield "no CUDA device" + ("" if torch.version.cuda else " (this PyTorch is built without CUDA)")
     for name, target in BACKENDS.items():
         if not target:
-            yield f"{name}: planned, not part of this version"
+            yield f"{name}: {PLANNED}"
             continue
         for device in devices:
             yield f"{name} on {device}: {_try(name, device)}"

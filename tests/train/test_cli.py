@@ -13,6 +13,7 @@ import attnkit
 from attnkit.cli import main
 from attnkit.cli.commands import app
 from attnkit.cli.invocation import invocation
+from attnkit.registry import BACKENDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +26,17 @@ def printed(capsys, *arguments):
 def test_list(capsys):
     assert printed(capsys, "list", "models").split() == attnkit.list_models()
     assert printed(capsys, "list", "primitives", "*window*").split() == ["random_window", "window"]
-    assert "reference" in printed(capsys, "list", "backends") and "triton" not in printed(capsys, "list", "backends")
+    backends = printed(capsys, "list", "backends").splitlines()
+    assert [line.split()[0] for line in backends] == list(BACKENDS)
+    planned = [line for line in backends if line.endswith(" (planned, not part of this version)")]
+    assert [line.split()[0] for line in planned] == [name for name, target in BACKENDS.items() if not target]
+    assert "sdpa" in backends
+    assert printed(capsys, "list", "backends", "s*") == "sdpa\n"
     assert printed(capsys, "list").startswith("models: ")
+
+
+def test_version(capsys):
+    assert printed(capsys, "--version") == f"attnkit {attnkit.__version__}\n"
 
 
 def test_show(capsys):
@@ -51,7 +61,7 @@ def test_draw_a_primitive(capsys, tmp_path):
 def test_help_names_the_defaults(capsys):
     text = " ".join(printed(capsys, "train", "--help").split())
     assert "--resume" in text and "--baseline" in text and "0.002" in text
-    assert "train" in printed(capsys)
+    assert "train" in printed(capsys) and printed(capsys, "train", "-h").split() == text.split()
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def test_train_with_a_baseline_then_predict(make_folder, tiny_config, tmp_path, 
     assert main([*command, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "21 images to train on, 6 to test with, 3 classes, 16 x 16 pixels" in printed
+    # A model from a file goes by the file's name.
+    assert "\ntiny  epoch 1/2" in printed and "pyramid" not in printed
     for row in ("test accuracy", "parameters", "MACs an image", "seconds an epoch", "peak memory"):
         assert row in printed
     assert str(out / "curves.png") in printed
