@@ -40,17 +40,33 @@ class MissingExtraError(AttnkitError, ImportError):
     """A feature whose optional dependency is not installed."""
 
 
-def did_you_mean(name: object, choices: Iterable[str]) -> str:
-    """Returns `"; did you mean 'x'?"` for the choice nearest to `name`, or an empty string."""
+def nearest(name: object, choices: Iterable[str]) -> str | None:
+    """Returns the choice nearest to `name`, or None where none is near."""
     close = difflib.get_close_matches(str(name), list(choices), n=3, cutoff=0.5)
     # Of equally near names, swapped letters are likelier than a wrong one.
     close.sort(key=lambda one: sorted(one) != sorted(str(name)))
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return close[0] if close else None
+
+
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the choice nearest to `name`, or an empty string."""
+    close = nearest(name, choices)
+    return "" if close is None else f"; did you mean {close!r}?"
 
 
 def listing(choices: Iterable[str]) -> str:
     """Returns the choices as `'a', 'b', 'c'` for the end of a message."""
     return ", ".join(repr(choice) for choice in choices)
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Returns a value for a message: one line, cut in the middle where it is long; tensors by dtype and shape."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and shape and dtype is not None:
+        name = type(value).__name__
+        return f"{'' if name == 'Tensor' else name + ' '}{dtype} {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
 def load_extra(module: str, *, extra: str, purpose: str) -> ModuleType:

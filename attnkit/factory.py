@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -10,8 +9,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import nn
 
 from attnkit import registry
-from attnkit.errors import ConfigError, did_you_mean, listing
-from attnkit.options import Options, field_types
+from attnkit.annotations import entries
+from attnkit.errors import ConfigError, did_you_mean, nearest, shown
+from attnkit.options import Options, changed, field_types, read_value
 from attnkit.primitives.base import PrimitiveOptions
 
 
@@ -67,12 +67,12 @@ def config(name_or_config: str | Mapping[str, Any] | Options) -> Options:
     if isinstance(name_or_config, str):
         return registry.recipe(name_or_config)()
     if not isinstance(name_or_config, Mapping):
-        raise ConfigError(f"build needs a model's name, options or a plain dict, but got {name_or_config!r}")
+        raise ConfigError(f"build needs a model's name, options or a plain dict, but got {shown(name_or_config)}")
     plain = dict(name_or_config)
     kind = plain.get("kind")
     kinds = [*registry.STRUCTURES, *registry.RECIPES]
     if not isinstance(kind, str):
-        raise ConfigError(f"the dict needs a 'kind', such as 'mix', 'block' or 'bigbird_vit', but got {plain!r}")
+        raise ConfigError(f"the dict needs a 'kind', such as 'mix', 'block' or 'bigbird_vit', but got {shown(plain)}")
     if kind in registry.RECIPES:
         del plain["kind"]
         return override(registry.recipe(kind)(), plain)
@@ -97,10 +97,10 @@ def override(options: Options, changes: Mapping[str, Any]) -> Options:
             parsed.append((_steps(path), value, path))
         except ConfigError as error:
             errors.append(str(error))
-    changed = _changed(options, parsed, "", errors)
+    made = _changed(options, type(options), parsed, "", errors)
     if errors:
-        raise ConfigError("; ".join(errors))
-    return changed
+        raise ConfigError("; ".join(dict.fromkeys(errors)))
+    return made
 
 
 def _steps(path: str) -> list[str | int]:
@@ -114,53 +114,59 @@ def _steps(path: str) -> list[str | int]:
     return steps
 
 
-def _changed(node: Any, changes: list[_Change], where: str, errors: list[str]) -> Any:
+def _changed(node: Any, annotation: Any, changes: list[_Change], where: str, errors: list[str]) -> Any:
     """A node with all changes below it made before it is checked, for some options only fit together."""
-    for at, (steps, value, path) in enumerate(changes):
+    for at, (steps, value, _) in enumerate(changes):
         if not steps:
-            try:
-                return _changed(_read(value, path), changes[at + 1 :], where, errors)
-            except ConfigError as error:
-                errors.append(str(error))
-                return node
-    deeper: dict[str | int, list[_Change]] = {}
+            before = len(errors)
+            read = read_value(value, annotation, where, errors)
+            return node if len(errors) > before else _changed(read, annotation, changes[at + 1 :], where, errors)
+    fields = field_types(type(node)) if isinstance(node, Options) else {}
+    deeper: dict[Any, list[_Change]] = {}
+    made: dict[Any, Any] = {}
     for steps, value, path in changes:
         try:
-            entries = _entries(node, steps[0], path)
+            found = _entries(node, steps[0], path)
         except ConfigError as error:
             errors.append(str(error))
+            meant = nearest(steps[0], fields)
+            made |= {meant: value} if meant and len(steps) == 1 else {}
             continue
-        for entry in entries:
+        for entry in found:
             deeper.setdefault(entry, []).append((steps[1:], value, path))
-    before = len(errors)
+    # What a misspelt name was probably meant for only serves to judge the other fields.
+    wrong = made.keys() - deeper.keys()
+    single = {steps[0] for steps, _, _ in changes}
+    inner = entries(node, annotation)
+    for entry, some in deeper.items():
+        before = len(errors)
+        if isinstance(node, tuple):
+            # Entries that change only together share their path, so that what is said of them is said once.
+            label = entry if entry in single else "*"
+            part = Any if inner is None else inner[entry]
+            made[entry] = _changed(node[entry], part, some, f"{where}[{label}]", errors)
+        else:
+            place = f"{where}.{entry}" if where else entry
+            made[entry] = _changed(getattr(node, entry), fields[entry], some, place, errors)
+        wrong |= {entry} if len(errors) > before else set()
     if isinstance(node, tuple):
-        return tuple(_changed(one, deeper.get(at, []), f"{where}[{at}]", errors) for at, one in enumerate(node))
-    fields = {}
-    for name, some in deeper.items():
-        inner = f"{where}.{name}" if where else str(name)
-        fields[str(name)] = _changed(getattr(node, str(name)), some, inner, errors)
-    if not fields or len(errors) > before:
-        return node
-    try:
-        if any(map(_holds_mappings, fields.values())):
-            return type(node).from_dict({**_shallow(node), **fields}, path=where)
-        return dataclasses.replace(node, **fields)
-    except ConfigError as error:
-        paths = listing(dict.fromkeys(path for some in deeper.values() for _, _, path in some))
-        errors.append(f"override {paths}: {error}")
-        return node
+        return tuple(made.get(at, one) for at, one in enumerate(node))
+    return changed(node, made, where, errors, wrong=wrong) if made else node
 
 
 def _entries(node: Any, step: str | int, path: str) -> list[str | int]:
     """The names or places below a node that one step of a path leads to."""
     if isinstance(step, int):
         if not isinstance(node, tuple):
-            raise ConfigError(f"override {path!r}: there is no list before [{'*' if step < 0 else step}], but {node!r}")
+            place = "*" if step < 0 else step
+            raise ConfigError(f"override {path!r}: there is no list before [{place}], but {shown(node)}")
         if step >= len(node):
             raise ConfigError(f"override {path!r}: index {step} is beyond the {len(node)} entries (0..{len(node) - 1})")
         return list(range(len(node))) if step < 0 else [step]
+    if isinstance(node, tuple):
+        raise ConfigError(f"override {path!r}: a list of {len(node)} stands before {step!r}; add [0], or [*] for all")
     if not isinstance(node, Options):
-        raise ConfigError(f"override {path!r}: there are no options before {step!r}, but {node!r}")
+        raise ConfigError(f"override {path!r}: there are no options before {step!r}, but {shown(node)}")
     known = field_types(type(node))
     if step not in known:
         label = node.kind or type(node).__name__
@@ -169,20 +175,3 @@ def _entries(node: Any, step: str | int, path: str) -> list[str | int]:
             f"(options: {', '.join(known)})"
         )
     return [step]
-
-
-def _read(value: Any, path: str) -> Any:
-    """Options from plain dicts that say their kind, also inside a list."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_read(one, f"{path}[{at}]") for at, one in enumerate(value))
-    if isinstance(value, Mapping) and "kind" in value:
-        return Options.from_dict(value, path=path)
-    return value
-
-
-def _holds_mappings(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and any(map(_holds_mappings, value)))
-
-
-def _shallow(node: Options) -> dict[str, Any]:
-    return {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}

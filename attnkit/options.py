@@ -4,41 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
+import re
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, Union
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
-from attnkit.errors import ConfigError, did_you_mean, listing
+from attnkit.annotations import UNREADABLE, described, entries, members, mismatches, usable
+from attnkit.arguments import NamedArguments, name_mistakes
+from attnkit.errors import ConfigError, did_you_mean, listing, shown
 
 Self = TypeVar("Self", bound="Options")
 
 
+class _OptionsMeta(NamedArguments):
+    """Beside the arguments that do not fit, mistakes in the values of the others are told."""
+
+    def _argument_mistakes(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        options = typing.cast("type[Options]", cls)
+        given, found = cls._named(args, kwargs)
+        names, meant = name_mistakes(given, list(field_types(options)), _required(options), cls.__name__)
+        if not found and not names:
+            return []
+        values = {name: _tuples(value) for name, value in given.items() if name in field_types(options)}
+        more = _complaints(options, values, {meant[name]: _tuples(given[name]) for name in meant})
+        return [*found, *names, *(_of_class(options, *one) for one in more)]
+
+
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(metaclass=_OptionsMeta):
     """Base of everything that can be written as a plain dict.
 
     A subclass is a frozen dataclass with a class attribute `kind`, the name under which a dict names it. Checks that
     need one field or several go into `problems`, so that all mistakes are reported together.
     """
 
+    _refusal = ConfigError
+
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name, annotation in field_types(type(self)).items():
+        cls = type(self)
+        for name in field_types(cls):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, _tuples(value))
-                value = getattr(self, name)
-            problem = _mismatch(value, annotation)
-            if problem:
-                raise ConfigError(f"{type(self).__name__}({name}=...) {problem}")
-        found = self.problems()
+        found = _complaints(cls, {name: getattr(self, name) for name in field_types(cls)}, made=self)
         if found:
-            raise ConfigError("; ".join(f"{type(self).__name__}({text})" for text in found))
+            raise ConfigError("; ".join(_of_class(cls, *one) for one in found))
 
     def problems(self) -> list[str]:
-        """Sentences about fields that do not fit, each beginning `name=value`; empty when all is well."""
+        """Sentences about fields that do not fit, each beginning `name=value: `; empty when all is well."""
         return []
 
     def to_dict(self, *, full: bool = False) -> dict[str, Any]:
@@ -50,7 +65,7 @@ class Options:
         plain: dict[str, Any] = {"kind": self.kind} if self.kind else {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if full or _required(field) or value != _default(field):
+            if full or value != _default(field):
                 plain[field.name] = _plain(value, full)
         return plain
 
@@ -66,7 +81,9 @@ class Options:
             ConfigError: with every mistake found, each with its path and the nearest right name.
         """
         if not isinstance(plain, Mapping):
-            raise ConfigError(f"{path or cls.__name__}: options come as a dict of names to values, but got {plain!r}")
+            raise ConfigError(
+                f"{path or cls.__name__}: options come as a dict of names to values, but got {shown(plain)}"
+            )
         errors: list[str] = []
         options = _read(plain, cls, path, errors)
         if errors:
@@ -105,6 +122,31 @@ def field_types(cls: type[Options]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+def changed(
+    options: Self, changes: Mapping[str, Any], path: str, errors: list[str], *, wrong: Collection[str] = ()
+) -> Self:
+    """Options with other values of some fields; as they were, with sentences in `errors`, where those do not fit.
+
+    Args:
+        options: what to change.
+        changes: field names to values, plain ones too.
+        path: where the options stand in larger ones, for messages.
+        errors: sentences about mistakes are added to it.
+        wrong: changed fields about which everything has been said.
+    """
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)} | dict(changes)
+    instead = {name: values.pop(name) for name in wrong}
+    made = _assembled(type(options), values, path, errors, instead)
+    return options if made is UNREADABLE else made
+
+
+def read_value(value: Any, annotation: Any, path: str, errors: list[str]) -> Any:
+    """The value of a field, options and lists in it made from plain data; mistakes are added to `errors`."""
+    made = _read_value(value, annotation, path, errors)
+    errors += [_at_path("", *one) for one in mismatches(made, annotation, path)]
+    return made
+
+
 _resolvers: list[Callable[[str, type[Options], str], type[Options]]] = []
 
 
@@ -113,12 +155,15 @@ def resolve_kinds_with(resolver: Callable[[str, type[Options], str], type[Option
     _resolvers[:] = [resolver]
 
 
-def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
 def _default(field: dataclasses.Field) -> Any:
+    """A field's default; `MISSING` where it has none."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _required(cls: type[Options]) -> dict[str, str]:
+    """The fields without a default, each with what it is."""
+    names = [field.name for field in dataclasses.fields(cls) if _default(field) is dataclasses.MISSING]
+    return {name: described(field_types(cls)[name]) for name in names}
 
 
 def _tuples(value: Any) -> Any:
@@ -135,86 +180,80 @@ def _plain(value: Any, full: bool) -> Any:
     return value
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    origin = typing.get_origin(annotation)
-    return typing.get_args(annotation) if origin in (Union, types.UnionType) else (annotation,)
+def _complaints(
+    cls: type[Options],
+    values: Mapping[str, Any],
+    instead: Mapping[str, Any] | None = None,
+    *,
+    made: Options | None = None,
+) -> list[tuple[str, str]]:
+    """All that does not fit among the values of fields: where, such as `window` or `heads=0`, and what is to be said.
+
+    Args:
+        cls: whose fields they are.
+        values: field names to values; some may be missing.
+        instead: values of further fields, about which everything has been said.
+        made: the options that have these values, where there are any.
+    """
+    found, good = [], set()
+    for name, annotation in field_types(cls).items():
+        if name in values:
+            wrong = mismatches(values[name], annotation, name)
+            found += wrong
+            if not wrong and not _unreadable(values[name]):
+                good.add(name)
+    if made is not None and not found:
+        texts = made.problems()
+    else:
+        texts = _problems_of(cls, {**values, **(instead or {})}, good)
+    for text in texts:
+        place, colon, sentence = text.partition(": ")
+        found.append((place, colon + sentence) if colon else ("", text))
+    return found
 
 
-def _described(annotation: Any) -> str:
-    names = []
-    for member in _members(annotation):
-        if member is type(None):
-            names.append("None")
-        elif typing.get_origin(member) is Literal:
-            names.append("one of " + listing(map(str, typing.get_args(member))))
-        elif typing.get_origin(member) is tuple:
-            inner = typing.get_args(member)
-            names.append(f"a list of {_described(inner[0])}")
-        elif isinstance(member, type) and issubclass(member, Options):
-            names.append(f"{member.__name__} options")
-        else:
-            names.append(
-                {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(member, str(member))
-            )
-    return " or ".join(names)
+def _problems_of(cls: type[Options], values: Mapping[str, Any], good: Collection[str]) -> list[str]:
+    """The problems of the good ones among the values of fields."""
+    try:
+        made = cls.__new__(cls)
+        for field in dataclasses.fields(cls):
+            default = _default(field)
+            # What has no default is nearly always a number.
+            default = 1 if default is dataclasses.MISSING else default
+            value = usable(values.get(field.name, UNREADABLE), field_types(cls)[field.name], default)
+            object.__setattr__(made, field.name, value)
+        return [text for text in made.problems() if re.split(r"\W", text, maxsplit=1)[0] in good]
+    except Exception:
+        # Nobody promised that the good values go together with the ones that were put in place of the others.
+        return []
 
 
-def _fits(value: Any, member: Any) -> bool:
-    if member is Any:
-        return True
-    if member is type(None):
-        return value is None
-    origin = typing.get_origin(member)
-    if origin is Literal:
-        return value in typing.get_args(member)
-    if origin is tuple:
-        inner = typing.get_args(member)
-        if not isinstance(value, tuple):
-            return False
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return all(any(_fits(one, option) for option in _members(inner[0])) for one in value)
-        return len(value) == len(inner) and all(
-            any(_fits(one, option) for option in _members(part)) for one, part in zip(value, inner, strict=True)
-        )
-    if member is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if member is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, member)
+def _of_class(cls: type[Options], place: str, sentence: str) -> str:
+    """A complaint about an argument: `Dense(heads=0): must be >= 1`."""
+    if not place:
+        return f"{cls.__name__}: {sentence}"
+    return f"{cls.__name__}({place if '=' in place else f'{place}=...'}){sentence}"
 
 
-def _mismatch(value: Any, annotation: Any) -> str:
-    members = _members(annotation)
-    if any(_fits(value, member) for member in members):
-        return ""
-    near = ""
-    for member in members:
-        if typing.get_origin(member) is Literal and isinstance(value, str):
-            near = did_you_mean(value, map(str, typing.get_args(member)))
-    return f"must be {_described(annotation)}, but got {value!r}{near}"
+def _at_path(path: str, place: str, sentence: str) -> str:
+    """A complaint about an entry of a dict: `mix.groups[1].heads=0: must be >= 1`."""
+    where = f"{path}.{place}" if path and place else path or place
+    return where + sentence if place or not where else f"{where}: {sentence}"
 
 
-def _options_class(annotation: Any) -> type[Options] | None:
-    for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, Options):
-            return member
-    return None
+def _unreadable(value: Any) -> bool:
+    return value is UNREADABLE or (isinstance(value, tuple) and any(map(_unreadable, value)))
 
 
 def _read_value(value: Any, annotation: Any, path: str, errors: list[str]) -> Any:
-    base = _options_class(annotation)
-    if base is not None and isinstance(value, Mapping):
-        return _read(value, base, path, errors)
-    for member in _members(annotation):
-        if typing.get_origin(member) is tuple and isinstance(value, (list, tuple)):
-            inner = typing.get_args(member)
-            parts = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
-            if len(parts) == len(value):
-                return tuple(
-                    _read_value(one, part, f"{path}[{index}]", errors)
-                    for index, (one, part) in enumerate(zip(value, parts, strict=True))
-                )
-    return value
+    for member in members(annotation):
+        if isinstance(member, type) and issubclass(member, Options) and isinstance(value, Mapping):
+            return _read(value, member, path, errors)
+    parts = entries(value, annotation)
+    if parts is None:
+        return value
+    pairs = enumerate(zip(value, parts, strict=True))
+    return tuple(_read_value(one, part, f"{path}[{at}]", errors) for at, (one, part) in pairs)
 
 
 def _read(plain: Mapping[str, Any], cls: type[Self], path: str, errors: list[str]) -> Self:
@@ -225,38 +264,33 @@ def _read(plain: Mapping[str, Any], cls: type[Self], path: str, errors: list[str
         if kind is not None and kind != cls.kind and _resolvers:
             cls = typing.cast("type[Self]", _resolvers[0](kind, cls, path))
         elif kind is None and not cls.kind:
-            raise ConfigError(f"{where}'kind' is missing, so nothing says which options {plain!r} are")
+            raise ConfigError(f"{where}'kind' is missing, so nothing says which options {shown(plain)} are")
     except ConfigError as error:
         errors.append(str(error))
-        return typing.cast("Self", None)
+        return UNREADABLE
     known = field_types(cls)
-    label = cls.kind or cls.__name__
-    unknown = [name for name in fields if name not in known]
-    for name in unknown:
-        errors.append(
-            f"{where}unknown option {name!r} for {label!r}{did_you_mean(name, known)} (options: {', '.join(known)})"
-        )
+    names, meant = name_mistakes(fields, list(known), _required(cls), repr(cls.kind or cls.__name__))
+    errors += [where + text for text in names]
+    values = {name: value for name, value in fields.items() if name in known}
+    made = _assembled(cls, values, path, errors, {meant[name]: _tuples(fields[name]) for name in meant})
+    return UNREADABLE if names else made
+
+
+def _assembled(
+    cls: type[Self], plain: Mapping[str, Any], path: str, errors: list[str], instead: Mapping[str, Any]
+) -> Self:
+    """Options from plain values of fields; `UNREADABLE`, with sentences in `errors`, where they do not fit."""
     before = len(errors)
-    ready: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        if field.name not in fields:
-            meant = any(repr(field.name) in did_you_mean(name, known) for name in unknown)
-            if _required(field) and not meant:
-                errors.append(
-                    f"{where}option {field.name!r} of {label!r} is missing; it is {_described(known[field.name])}"
-                )
-            continue
-        inner = f"{path}.{field.name}" if path else field.name
-        count = len(errors)
-        ready[field.name] = _read_value(fields[field.name], known[field.name], inner, errors)
-        if len(errors) == count:
-            problem = _mismatch(ready[field.name], known[field.name])
-            if problem:
-                errors.append(f"{inner} {problem}")
-    if unknown or len(errors) > before:
-        return typing.cast("Self", None)
+    types = field_types(cls)
+    values = {
+        name: _read_value(value, types[name], f"{path}.{name}" if path else name, errors)
+        for name, value in plain.items()
+    }
+    errors += [_at_path(path, *one) for one in _complaints(cls, values, instead)]
+    if len(errors) > before or instead or not _required(cls).keys() <= values.keys():
+        return UNREADABLE
     try:
-        return cls(**ready)
+        return cls(**values)
     except ConfigError as error:
-        errors.append(f"{where}{error}")
-        return typing.cast("Self", None)
+        errors.append(f"{path}: {error}" if path else str(error))
+        return UNREADABLE

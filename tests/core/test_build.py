@@ -169,14 +169,57 @@ def test_all_wrong_paths_are_collected():
         "override 'num_clases': unknown option 'num_clases' for 'pyramid'; did you mean 'num_classes'?",
         "override 'stages[7].mix': index 7 is beyond the 2 entries (0..1)",
         "override 'stages[1].mix.groups[1].windw': unknown option 'windw' for 'random_window'; did you mean 'window'?",
-        "RandomWindow(window=0: must be >= 1)",
+        "stages[0].mix.groups[1].window=0: must be >= 1",
+        "img_size must be an integer or a list of 2 integers, but got 'big'",
         "override path 'stages..mix' is not of the form",
         "override path 'stages[0]mix' is not of the form",
         "override 'num_classes[0]': there is no list before [0]",
         "override 'in_chans.deep': there are no options before 'deep'",
     ):
         assert part in text
-    assert "img_size" in refused(MICRO, img_size="big") and "'big'" in refused(MICRO, img_size="big")
+
+
+def test_what_is_wrong_in_all_entries_is_said_once():
+    assert refused(MICRO, **{"stages[*].mix.groups[1].window": 0}) == "stages[*].mix.groups[1].window=0: must be >= 1"
+    assert refused(MICRO, **{"stages[*].depth": "2"}) == "stages[*].depth must be an integer, but got '2'"
+    text = refused(MICRO, **{"stages[*].mix.groups[1].windw": 4})
+    assert text.startswith("override 'stages[*].mix.groups[1].windw': unknown option 'windw'")
+    assert text.count("windw") == 2 and text.count("did you mean") == 1
+    text = refused(MICRO, **{"stages[*].mix.groups[*]": None})
+    assert text == "stages[*].mix.groups[*] must be primitive options, but got None"
+    text = refused(MICRO, **{"stages[*].mix": {"groups": []}})
+    assert text == "stages[*].mix.groups=(): a mix needs at least one head group"
+    text = refused(MICRO, **{"stages[*].depth": 0, "stages[1].dim": -1})
+    assert all(text.count(f"stages[{at}].depth=0: must be >= 1") == 1 for at in "*1")
+
+
+def test_a_wrong_path_hides_no_wrong_value_beside_it():
+    group = "stages[0].mix.groups[1]"
+    text = refused(MICRO, **{f"{group}.windw": 4, f"{group}.window": 0, f"{group}.heads": "1", f"{group}.lepe": 2})
+    for part in (
+        "unknown option 'windw'",
+        f"{group}.window=0",
+        f"{group}.heads must be",
+        f"{group}.lepe=2: must be odd",
+    ):
+        assert part in text
+    assert "but got '1'" in text
+
+
+def test_what_only_fits_with_a_change_that_failed_is_not_complained_about():
+    text = refused(pyramid(), **{"stages[0].mix.groups[0].stride": 2, "stages[0].mix.groups[1].strid": 2})
+    assert "unknown option 'strid'" in text and "need one stride" not in text
+    text = refused("vit_micro", featurs_only=True, out_indices=(0,), pos_embed="non")
+    assert "did you mean 'features_only'" in text and "out_indices=" not in text and "pos_embed must be" in text
+    assert "out_indices=(0,): goes with features_only=True" in refused("vit_micro", out_indices=(0,))
+
+
+def test_long_lists_are_not_printed():
+    assert refused(MICRO, **{"stages.depth": 2}) == (
+        "override 'stages.depth': a list of 2 stands before 'depth'; add [0], or [*] for all"
+    )
+    assert len(refused(MICRO, num_classes=[Dense(2)] * 50)) < 200
+    assert len(refused(torch.nn.Sequential(*[torch.nn.Linear(2, 2)] * 9))) < 200
 
 
 def test_mistakes_inside_a_dict_that_overrides():
@@ -187,7 +230,9 @@ def test_mistakes_inside_a_dict_that_overrides():
     assert "stages[1].mix.groups[0]: unknown option 'head' for 'dense'; did you mean 'heads'?" in text
     assert "stages[1].mix.groups[1]: unknown primitive 'conf'; did you mean 'conv'?" in text
     text = refused(MICRO, **{"stages[1].mix": {"kind": "dense", "heads": 2}})
-    assert "override 'stages[1].mix'" in text and "must be Mix options, but got Dense(heads=2" in text
+    assert "stages[1].mix: kind 'dense' does not fit here; Mix is expected" in text
+    text = refused(MICRO, **{"stages[1].mix": Dense(2)})
+    assert "stages[1].mix must be Mix options, but got Dense(heads=2" in text
 
 
 def test_a_primitive_alone_needs_a_mix():

@@ -6,9 +6,10 @@ import json
 import sys
 
 import pytest
+import torch
 
 from attnkit import errors
-from attnkit.errors import AttnkitError, MissingExtraError, did_you_mean, listing, load_extra
+from attnkit.errors import AttnkitError, MissingExtraError, did_you_mean, listing, load_extra, shown
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,21 @@ def test_the_nearest_name(name, hint):
 def test_listing():
     assert listing(["a", "b"]) == "'a', 'b'"
     assert listing([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "'a'"),
+        (torch.zeros(2, 3), "torch.float32 (2, 3)"),
+        (torch.tensor(3), "tensor(3)"),
+        (torch.nn.Parameter(torch.zeros(2)), "Parameter torch.float32 (2,)"),
+        (torch.nn.Sequential(torch.nn.ReLU()), "Sequential( (0): ReLU() )"),
+        ("a" * 200, f"'{'a' * 49} ... {'a' * 24}'"),
+    ],
+)
+def test_values_in_messages(value, text):
+    assert shown(value) == text
 
 
 def test_an_extra_that_is_there():

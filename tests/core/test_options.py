@@ -12,13 +12,16 @@ import typing
 from typing import Literal, Union
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkit import Conv, CrossShaped, Dense, MaskPredictor, Mix, RandomWindow, Window
+from attnkit.annotations import described
 from attnkit.blocks import BlockConfig
 from attnkit.errors import ConfigError
 from attnkit.options import Options, field_types
+from attnkit.primitives import PrimitiveOptions
 from attnkit.registry import PRIMITIVES, STRUCTURES, load, primitive_class
 from attnkit.testing import random_options
 
@@ -154,7 +157,9 @@ def test_all_mistakes_come_together_with_their_paths():
         "mix.groups[0]: unknown option 'windw' for 'random_window'; did you mean 'window'?",
         "mix.groups[1].heads must be an integer, but got 'two'",
         "mix.groups[2]: unknown primitive 'dens'; did you mean 'dense'?",
-        "mix.groups[3]: TopKRegion(regions=0: must be >= 1); TopKRegion(topk=-1: must be >= 1)",
+        "mix.groups[3].regions=0: must be >= 1",
+        "mix.groups[3].topk=-1: must be >= 1",
+        "dim=0: must be >= 1",
         "mix.groups[4]: 'kind' is missing",
         "mix.groups[5]: option 'pool' of 'pooled_global' is missing; it is an integer",
     ):
@@ -174,30 +179,30 @@ WRONG_TYPES = [
     (lambda: Dense(heads=True), "Dense(heads=...) must be an integer, but got True"),
     (lambda: Dense(heads=None), "Dense(heads=...) must be an integer, but got None"),
     (lambda: Conv(2, pointwise=1), "Conv(pointwise=...) must be true or false, but got 1"),
-    (lambda: Window(2, (7, "7")), "Window(window=...) must be an integer or a list of an integer"),
+    (lambda: Window(2, (7, "7")), "Window(window[1]=...) must be an integer, but got '7'"),
     (lambda: MaskPredictor(2, 16, "half"), "MaskPredictor(keep=...) must be a number, but got 'half'"),
     (lambda: Dense(2, scale="heads"), "but got 'heads'; did you mean 'head'?"),
     (lambda: Window(2, 7, partition="shift"), "'shifted', 'grid', but got 'shift'; did you mean 'shifted'?"),
-    (lambda: Mix(Dense(2)), "Mix(groups=...) must be a list of PrimitiveOptions options, but got Dense"),
-    (lambda: Mix((Dense(2), 3)), "Mix(groups=...) must be a list of PrimitiveOptions options"),
+    (lambda: Mix(Dense(2)), "Mix(groups=...) must be a list of primitive options, but got Dense"),
+    (lambda: Mix((Dense(2), 3)), "Mix(groups[1]=...) must be primitive options, but got 3"),
 ]
 
 WRONG_RANGES = [
-    (lambda: Dense(0), "Dense(heads=0: must be >= 1)"),
-    (lambda: Dense(-3), "Dense(heads=-3: must be >= 1)"),
-    (lambda: CrossShaped(3, 2), "CrossShaped(heads=3: must be even"),
-    (lambda: Conv(2, kernel=4), "Conv(kernel=4: must be odd"),
-    (lambda: Conv(2, stride=0), "Conv(stride=0: must be >= 1)"),
-    (lambda: RandomWindow(2, 0), "RandomWindow(window=0: must be >= 1)"),
-    (lambda: RandomWindow(2, 4, seed=-1), "RandomWindow(seed=-1: must be >= 0)"),
-    (lambda: Window(2, (3, 0)), "Window(window=0: must be >= 1)"),
-    (lambda: Window(2, 4, partition="grid", relative_bias=True), "relative_bias=True: a grid partition"),
-    (lambda: MaskPredictor(2, 16, 0.0), "MaskPredictor(keep=0.0: must be a share in (0, 1]"),
-    (lambda: MaskPredictor(2, 16, 1.5), "MaskPredictor(keep=1.5: must be a share in (0, 1]"),
-    (lambda: Dense(2, scale=0.0), "Dense(scale=0.0: must be a finite number > 0"),
-    (lambda: Dense(2, scale=float("nan")), "Dense(scale=nan: must be a finite number > 0"),
-    (lambda: Dense(2, lepe=2), "Dense(lepe=2: must be odd"),
-    (lambda: RandomWindow(0, 0), "RandomWindow(heads=0: must be >= 1); RandomWindow(window=0: must be >= 1)"),
+    (lambda: Dense(0), "Dense(heads=0): must be >= 1"),
+    (lambda: Dense(-3), "Dense(heads=-3): must be >= 1"),
+    (lambda: CrossShaped(3, 2), "CrossShaped(heads=3): must be even"),
+    (lambda: Conv(2, kernel=4), "Conv(kernel=4): must be odd"),
+    (lambda: Conv(2, stride=0), "Conv(stride=0): must be >= 1"),
+    (lambda: RandomWindow(2, 0), "RandomWindow(window=0): must be >= 1"),
+    (lambda: RandomWindow(2, 4, seed=-1), "RandomWindow(seed=-1): must be >= 0"),
+    (lambda: Window(2, (3, 0)), "Window(window=0): must be >= 1"),
+    (lambda: Window(2, 4, partition="grid", relative_bias=True), "Window(relative_bias=True): a grid partition"),
+    (lambda: MaskPredictor(2, 16, 0.0), "MaskPredictor(keep=0.0): must be a share in (0, 1]"),
+    (lambda: MaskPredictor(2, 16, 1.5), "MaskPredictor(keep=1.5): must be a share in (0, 1]"),
+    (lambda: Dense(2, scale=0.0), "Dense(scale=0.0): must be a finite number > 0"),
+    (lambda: Dense(2, scale=float("nan")), "Dense(scale=nan): must be a finite number > 0"),
+    (lambda: Dense(2, lepe=2), "Dense(lepe=2): must be odd"),
+    (lambda: RandomWindow(0, 0), "RandomWindow(heads=0): must be >= 1; RandomWindow(window=0): must be >= 1"),
 ]
 
 
@@ -260,3 +265,72 @@ def test_lists_become_tuples():
 @pytest.mark.parametrize("name", sorted(STRUCTURES))
 def test_structures_know_their_kind(name):
     assert load(STRUCTURES[name]).kind == name
+
+
+def test_an_unknown_option_hides_no_other_mistake():
+    plain = {"kind": "random_window", "heads": 0, "windw": 7, "seed": "a", "lepe": 2, "resample": 1}
+    with pytest.raises(ConfigError) as caught:
+        Mix.from_dict({"groups": [plain, {"kind": "conv", "heads": 1}, 3], "dim": 0})
+    assert str(caught.value).split("; ")[2:] == [
+        "groups[0].seed must be an integer, but got 'a'",
+        "groups[0].resample must be true or false, but got 1",
+        "groups[0].heads=0: must be >= 1",
+        "groups[0].lepe=2: must be odd and >= 1, such as 3, 5 or 7",
+        "groups[2] must be primitive options, but got 3",
+        "dim=0: must be >= 1",
+    ]
+
+
+def test_a_missing_or_mistyped_option_hides_no_other_mistake():
+    text = "topk=-1: must be >= 1"
+    for plain in ({"heads": 2, "topk": -1}, {"heads": 2, "regions": "7", "topk": -1}):
+        with pytest.raises(ConfigError) as caught:
+            Options.from_dict({"kind": "topk_region", **plain})
+        assert "regions" in str(caught.value) and text in str(caught.value)
+    with pytest.raises(
+        ConfigError, match=r"\(heads=\.\.\.\) must be an integer, .*TopKRegion\(topk=-1\): must be >= 1"
+    ):
+        primitive_class("topk_region")("2", 7, -1)
+
+
+def test_nothing_is_held_against_the_other_values_of_a_mistake():
+    with pytest.raises(ConfigError) as caught:
+        CrossShaped.from_dict({"heads": "4", "stripe": 2})
+    assert str(caught.value) == "heads must be an integer, but got '4'"
+    stem = {"dim": 8, "kernel": 3, "stride": 2}
+    plain = {"kind": "isotropic", "stem": [stem], "depth": 0, "mix": {"groups": [Dense(2)]}, "out_indices": [0]}
+    with pytest.raises(ConfigError, match=r"out_indices=\(0,\): goes with features_only=True.*depth=0"):
+        Options.from_dict(plain)
+    with pytest.raises(ConfigError, match=r"did you mean 'features_only'.*depth=0") as caught:
+        Options.from_dict({**plain, "featurs_only": True})
+    assert "out_indices=" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (int | None, "an integer or None"),
+        (int | tuple[int, ...], "an integer or a list of integers"),
+        (tuple[int, int], "a list of 2 integers"),
+        (tuple[float, ...] | str, "a list of numbers or a string"),
+        (tuple[PrimitiveOptions, ...], "a list of primitive options"),
+        (Mix | None, "Mix options or None"),
+        (Literal["a", "b"], "one of 'a', 'b'"),
+        (bool, "true or false"),
+    ],
+)
+def test_types_in_words(annotation, text):
+    assert described(annotation) == text
+
+
+def test_long_values_are_cut_and_stay_in_one_line():
+    many = [Dense(2)] * 40
+    for wrong in (torch.zeros(40, 40), torch.nn.Sequential(*[torch.nn.Linear(2, 2)] * 9), many, {"a": many}):
+        with pytest.raises(ConfigError) as caught:
+            Dense(heads=wrong)
+        text = str(caught.value)
+        assert len(text) < 200 and "\n" not in text
+    with pytest.raises(ConfigError, match=r"but got torch\.float32 \(40, 40\)$"):
+        Dense(heads=torch.zeros(40, 40))
+    with pytest.raises(ConfigError, match=r"^Mix\(groups\[40\]=\.\.\.\) must be primitive options, but got 1$"):
+        Mix([*many, 1])

@@ -260,5 +260,8 @@ def test_importing_registers_and_loads_nothing():
     )
     first, later, names = json.loads(done.stdout)
     assert first == ["attnkit", "attnkit.errors"]
-    assert later == ["attnkit", "attnkit.errors", "attnkit.options", "attnkit.registry"]
+    assert later == [
+        "attnkit",
+        *(f"attnkit.{name}" for name in ("annotations", "arguments", "errors", "options", "registry")),
+    ]
     assert names == []

@@ -31,8 +31,8 @@ BUILD = {
     ),
     "one dict outside a list": (lambda: HeadMix(8, {"kind": "dense"}), r"groups must be a list of options"),
     "a name": (lambda: HeadMix(8, "dense"), r"groups must be a list of options"),
-    "a list of names": (lambda: HeadMix(8, ["dense"]), r"groups must be a list of .*dense"),
-    "a list of numbers": (lambda: HeadMix(8, [3]), r"groups must be a list of .*3"),
+    "a list of names": (lambda: HeadMix(8, ["dense"]), r"groups\[0\] must be primitive options, but got 'dense'"),
+    "a list of numbers": (lambda: HeadMix(8, [3]), r"groups\[0\] must be primitive options, but got 3"),
     "a class": (lambda: HeadMix(8, [Dense]), r"groups.*Dense"),
     "a dict without kind": (
         lambda: HeadMix(8, [{"heads": 2}]),
@@ -48,7 +48,7 @@ BUILD = {
     ),
     "two mistakes": (
         lambda: HeadMix(8, [{"kind": "dense", "heds": 2}, {"kind": "conv", "heads": 0}]),
-        r"groups\[0\]: unknown option 'heds' .* did you mean 'heads'.*; groups\[1\]: Conv\(heads=0: must be >= 1\)",
+        r"groups\[0\]: unknown option 'heds' .* did you mean 'heads'.*; groups\[1\]\.heads=0: must be >= 1",
     ),
     "two strides": (
         lambda: HeadMix(8, [LearnedQuery(1, 3, stride=2), Dense(1)]),
@@ -70,7 +70,7 @@ BUILD = {
     "misspelt style": (lambda: Block(4, GROUP, drop_pth=0.1), r"unknown option 'drop_pth' .*did you mean 'drop_path'"),
     "even convolution": (lambda: Block(4, GROUP, mlp_conv=2), r"mlp_conv=2: must be odd"),
     "post-norm with a stride": (lambda: Block(4, [Conv(1, stride=2)], norm="post"), r"needs norm='pre'"),
-    "width twice": (lambda: Mix((Dense(2),), dim=0), r"dim=0: must be >= 1"),
+    "width twice": (lambda: Mix((Dense(2),), dim=0), r"Mix\(dim=0\): must be >= 1"),
 }
 
 

@@ -16,25 +16,25 @@ from attnkit_models.train.run import Choice, train
 def test_the_default_warm_up_fits_any_number_of_epochs(epochs, warmup):
     assert TrainOptions(epochs=epochs).warmup_epochs == warmup
     assert TrainOptions(epochs=epochs, warmup=0.0).warmup_epochs == 0
-    with pytest.raises(ConfigError, match=f"warmup={epochs}: must be >= 0 and less than epochs={epochs}"):
+    with pytest.raises(ConfigError, match=rf"warmup={epochs}\): must be >= 0 and less than epochs={epochs}"):
         TrainOptions(epochs=epochs, warmup=epochs)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"epochs": 0}, "epochs=0: must be >= 1"),
-        ({"batch_size": -3}, "batch_size=-3: must be >= 1"),
-        ({"grad_accum": 0}, "grad_accum=0: must be >= 1"),
-        ({"img_size": 0}, "img_size=0: must be >= 1 pixel"),
-        ({"lr": 0.0}, "lr=0.0: must be > 0"),
-        ({"lr": float("nan")}, "lr=nan: must be > 0"),
-        ({"weight_decay": -0.1}, "weight_decay=-0.1: must be >= 0"),
-        ({"warmup": 50}, "warmup=50: must be >= 0 and less than epochs=20"),
-        ({"label_smoothing": 1.0}, r"label_smoothing=1.0: must be in [0, 1)"),
-        ({"clip_grad": -1}, "clip_grad=-1: must be >= 0"),
-        ({"seed": -1}, "seed=-1: must be in"),
-        ({"workers": -1}, "workers=-1: must be >= 0"),
+        ({"epochs": 0}, "epochs=0): must be >= 1"),
+        ({"batch_size": -3}, "batch_size=-3): must be >= 1"),
+        ({"grad_accum": 0}, "grad_accum=0): must be >= 1"),
+        ({"img_size": 0}, "img_size=0): must be >= 1 pixel"),
+        ({"lr": 0.0}, "lr=0.0): must be > 0"),
+        ({"lr": float("nan")}, "lr=nan): must be > 0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1): must be >= 0"),
+        ({"warmup": 50}, "warmup=50): must be >= 0 and less than epochs=20"),
+        ({"label_smoothing": 1.0}, r"label_smoothing=1.0): must be in [0, 1)"),
+        ({"clip_grad": -1}, "clip_grad=-1): must be >= 0"),
+        ({"seed": -1}, "seed=-1): must be in"),
+        ({"workers": -1}, "workers=-1): must be >= 0"),
         ({"mixed_precision": "bf61"}, "did you mean 'bf16'?"),
         ({"epochs": "ten"}, "must be an integer"),
     ],
