@@ -15,11 +15,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts docs check format clean
+.PHONY: help demo test laws lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
 	@echo 'make test       run all tests'
+	@echo 'make laws       hold every primitive and backend to every law, 200 cases each'
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -41,6 +42,9 @@ demo: $(READY)
 # One thread a worker: as many workers as cores, each with its own threads, would fight over the cores.
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+laws: $(READY)
+	@ATTNKIT_LAWS_EXAMPLES=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/laws $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

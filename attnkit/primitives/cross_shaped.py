@@ -79,7 +79,7 @@ class CrossShapedHeads(HeadGroup):
         return HeadOutput(torch.cat(outs, dim=1), grid)
 
     def definition(self, inputs: HeadInputs) -> Tensor:
-        stripe = inputs.grid.positions().T // self.options.stripe
+        stripe = inputs.grid.coords().T // self.options.stripe
         same = stripe[:, :, None] == stripe[:, None]
         return same[None].repeat_interleave(self.options.heads // 2, dim=1)
 

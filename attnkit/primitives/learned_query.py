@@ -122,7 +122,7 @@ class LearnedQueryHeads(HeadGroup):
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         grid, options = inputs.grid, self.options
-        keys, queries = grid.positions(), grid.strided(options.stride).positions() * options.stride
+        keys, queries = grid.coords(), grid.strided(options.stride).coords() * options.stride
         return ((keys[None] - queries[:, None]).abs() <= options.kernel // 2).all(-1)
 
     def _table(self, values: Tensor | None, inputs: HeadInputs, fill: float) -> RelativeTable | None:

@@ -60,9 +60,6 @@ class LinformerHeads(SoftmaxHeads):
             layout = layout.restrict(torch.cat([prefix, prefix.new_ones(len(prefix), self.linformer.rank)], dim=1))
         return Plan(layout, keys=(keys, values), restricted=True)
 
-    def definition(self, inputs: HeadInputs) -> Tensor:
-        return torch.ones(inputs.grid.image_tokens, self.linformer.rank, dtype=torch.bool)
-
     def _mixed(self, rows: Tensor, mix: Tensor, inputs: HeadInputs) -> Tensor:
         """(B, heads, N, D) -> (B, heads, prefix + rank, D): prefix tokens stay keys of their own."""
         grid = inputs.grid

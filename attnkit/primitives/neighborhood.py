@@ -70,7 +70,7 @@ class NeighborhoodHeads(SoftmaxHeads):
     def definition(self, inputs: HeadInputs) -> Tensor:
         options, grid = self.neighborhood, inputs.grid
         sees = torch.ones(grid.image_tokens, grid.image_tokens, dtype=torch.bool)
-        for at, size in zip(grid.positions().T, grid.sizes, strict=True):
+        for at, size in zip(grid.coords().T, grid.sizes, strict=True):
             near = torch.zeros(size, size, dtype=torch.bool)
             for query in range(size):
                 reachable = range(query % options.dilation, size, options.dilation)

@@ -30,7 +30,8 @@ def rows_for_grid(rows: Tensor, tokens: int, grid: Grid, *, summed: bool) -> Ten
     square = side * side == tokens and grid.ndim == 2
     if (grid.sizes == (side, side)) if square else grid.image_tokens == tokens:
         return image
-    columns = image.t()[None].float()
+    columns = image.t()[None]
+    columns = columns if columns.dtype == torch.float64 else columns.float()
     if square:
         resized = F.interpolate(columns.unflatten(2, (side, side)), grid.sizes, mode="bilinear", align_corners=False)
     else:

@@ -92,7 +92,7 @@ class TopKRegionHeads(SoftmaxHeads):
         options, grid = self.region, inputs.grid
         q, k, _ = (one[:, :, grid.prefix :].detach().float() for one in inputs.qkv)
         side = torch.tensor([-(-size // options.regions) for size in grid.sizes])
-        region = (grid.positions() // side) @ torch.tensor([options.regions**axis for axis in range(grid.ndim)][::-1])
+        region = (grid.coords() // side) @ torch.tensor([options.regions**axis for axis in range(grid.ndim)][::-1])
         present = torch.ones(len(q), grid.image_tokens, dtype=torch.bool)
         if inputs.token_mask is not None:
             present = inputs.token_mask[:, grid.prefix :]

@@ -58,7 +58,10 @@ class Window(SoftmaxOptions):
         return replace(self, window=grid.sizes, relative_bias=False)
 
     def period(self, grid: Grid) -> tuple[int, ...] | None:
-        return None if self.partition == "grid" else grid.per_axis(self.window, "window")
+        window = grid.per_axis(self.window, "window")
+        # A window over a whole axis is not shifted, so a larger canvas would shift it.
+        whole = any(side >= size for side, size in zip(window, grid.sizes, strict=True))
+        return None if self.partition == "grid" or (self.partition == "shifted" and whole) else window
 
     def build(self, context: BuildContext) -> WindowHeads:
         return WindowHeads(self, context)
@@ -88,7 +91,7 @@ class WindowHeads(SoftmaxHeads):
     def definition(self, inputs: HeadInputs) -> Tensor:
         grid, partition = inputs.grid, self.window.partition
         same = torch.ones(grid.image_tokens, grid.image_tokens, dtype=torch.bool)
-        for at, size, side in zip(grid.positions().T, grid.sizes, grid.per_axis(self.window.window, "w"), strict=True):
+        for at, size, side in zip(grid.coords().T, grid.sizes, grid.per_axis(self.window.window, "w"), strict=True):
             if partition == "grid":
                 window = at % -(-size // min(side, size))
             elif partition == "shifted" and side < size:

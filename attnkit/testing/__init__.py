@@ -1,9 +1,8 @@
-"""Testing: what attnkit is tested with, for anyone's own layouts, backends and primitives."""
+"""Testing: the laws of attention, and what they are made of, for anyone's own primitives, layouts and backends."""
 
-from __future__ import annotations
-
-from attnkit.errors import AttnkitError
-from attnkit.primitives import PrimitiveOptions
+from attnkit.testing.cases import AttentionCase, PrimitiveCase
+from attnkit.testing.checking import Checked, check_backend, check_case, check_primitive
+from attnkit.testing.laws import LAWS, Breach, Law, LawBroken
 from attnkit.testing.layouts import KINDS, random_layout
 from attnkit.testing.options import random_options
 from attnkit.testing.oracle import dense_attention, expected
@@ -12,7 +11,16 @@ from attnkit.testing.tolerance import assert_within_budget, error_budget, naive_
 
 __all__ = [
     "KINDS",
+    "LAWS",
+    "AttentionCase",
+    "Breach",
+    "Checked",
+    "Law",
+    "LawBroken",
+    "PrimitiveCase",
     "assert_within_budget",
+    "check_backend",
+    "check_case",
     "check_primitive",
     "dense_attention",
     "error_budget",
@@ -25,17 +33,3 @@ __all__ = [
     "random_tensor",
     "randomize_parameters",
 ]
-
-
-def check_primitive(options: PrimitiveOptions) -> None:
-    """Will check the laws of attention on anyone's own primitive; not part of this version.
-
-    Args:
-        options: the primitive's options.
-
-    Raises:
-        AttnkitError: always, for now.
-    """
-    raise AttnkitError(
-        f"check_primitive({options!r}) is not part of this version yet; compare with attnkit.testing.dense_attention"
-    )

@@ -1,24 +1,28 @@
-"""Hypothesis strategies for grids, seeds, layouts and options; importing this module needs Hypothesis."""
+"""Hypothesis strategies for grids, seeds, layouts, options and cases; importing this module needs Hypothesis."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnkit.errors import MissingExtraError
 from attnkit.grid import Grid
+from attnkit.kernels.dispatch import backend_named
 from attnkit.layouts import Layout
 from attnkit.primitives import PrimitiveOptions
 from attnkit.registry import list_primitives
+from attnkit.testing.cases import MEMORY, AttentionCase, PrimitiveCase
 from attnkit.testing.layouts import KINDS, random_layout
 from attnkit.testing.options import random_options
 
 try:
+    from hypothesis import assume
     from hypothesis import strategies as st
 except ImportError as error:
     raise MissingExtraError(
         f"attnkit.testing.strategies needs hypothesis, which is not installed ({error}); "
-        f"run: pip install 'attnkit[dev]'"
+        f"run: pip install 'attnkit[testing]'"
     ) from error
 
 
@@ -68,6 +72,70 @@ def layout_cases(
     batch, heads, seed = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(seeds())
     layout, sizes = random_layout(kind, grid, batch=batch, heads=heads, seed=seed)
     return LayoutCase(layout, sizes, grid, batch, heads, seed)
+
+
+def dtypes() -> st.SearchStrategy[str]:
+    """Names of dtypes; float64, in which everything is compared exactly, most often."""
+    return st.sampled_from(["float64"] * 5 + ["float32", "bfloat16", "float16"])
+
+
+def head_dims() -> st.SearchStrategy[int]:
+    """Widths of a head, 1..256, small ones most often."""
+    return st.sampled_from([1, 2, 3, 4, 1, 2, 3, 4, 7, 8, 16, 32, 64, 100, 128, 256])
+
+
+@st.composite
+def primitive_cases(draw: st.DrawFn, options: PrimitiveOptions | str) -> PrimitiveCase:
+    """Cases of one primitive: of the very options given, or of any options of the primitive of that name."""
+    # One token, one row and one column come often enough by themselves: small grids are drawn most.
+    grid = draw(grids(max_height=6, max_width=7, max_prefix=5))
+    seed = draw(seeds())
+    if isinstance(options, str):
+        options = random_options(options, seed=draw(seeds()))
+    prefixes = [field.name for field in dataclasses.fields(options) if field.name == "prefix"]
+    if prefixes:
+        # Options made for some prefix tokens take grids with that many.
+        grid = Grid(*grid.sizes, prefix=options.prefix or grid.prefix)  # type: ignore[attr-defined]
+    return PrimitiveCase(
+        options=options,
+        grid=grid,
+        batch=draw(st.sampled_from([1, 2, 2, 2, 3, 0])),
+        head_dim=draw(head_dims()),
+        seed=seed,
+        extra=draw(st.integers(0, 2)),
+        masked=draw(st.booleans()),
+        training=draw(st.booleans()),
+        dtype=draw(dtypes()),
+        memory=draw(st.sampled_from(MEMORY)),
+    )
+
+
+@st.composite
+def attention_cases(
+    draw: st.DrawFn, kinds: Sequence[str] = KINDS, backends: Sequence[str] = ("reference", "sdpa", "gather")
+) -> AttentionCase:
+    """Cases of attention over layouts of some kinds on some backends that accept them."""
+    forms = st.none() | st.integers(0, 15)
+    case = AttentionCase(
+        kind=draw(st.sampled_from(list(kinds))),
+        grid=draw(grids(max_height=6, max_width=7, max_prefix=5)),
+        backend=draw(st.sampled_from(list(backends))),
+        batch=draw(st.sampled_from([1, 2, 2, 3, 0])),
+        heads=draw(st.integers(1, 3)),
+        head_dim=draw(head_dims()),
+        value_dim=draw(head_dims()),
+        seed=draw(seeds()),
+        bias=draw(forms),
+        gain=draw(forms),
+        lse=draw(st.booleans()),
+        dtype=draw(dtypes()),
+        memory=draw(st.sampled_from(MEMORY)),
+    )
+    if backend_named(case.backend).why_not(case.call()):
+        # What only some backends do is left out before the case is given up.
+        case = dataclasses.replace(case, gain=None, lse=False)
+        assume(not backend_named(case.backend).why_not(case.call()))
+    return case
 
 
 def primitive_options(name: str | None = None) -> st.SearchStrategy[PrimitiveOptions]:

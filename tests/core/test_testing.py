@@ -14,13 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attnkit
-from attnkit import AttnkitError, Dense
 from attnkit.errors import ConfigError
 from attnkit.kernels import AttendCall
 from attnkit.layouts import Dense as DenseLayout
 from attnkit.testing import (
     assert_within_budget,
-    check_primitive,
     dense_attention,
     error_budget,
     expected,
@@ -153,11 +151,6 @@ def test_random_options_can_be_fixed():
         random_options("windoww")
 
 
-def test_the_laws_for_ones_own_primitive_say_that_they_are_to_come():
-    with pytest.raises(AttnkitError, match=r"check_primitive\(Dense\(heads=2.*\) is not part of this version yet"):
-        check_primitive(Dense(2))
-
-
 def test_hypothesis_is_only_needed_for_strategies():
     code = """
 import sys
@@ -167,9 +160,9 @@ attnkit.testing.random_layout("blocks", attnkit.Grid(3, 4), batch=2, heads=2, se
 assert "hypothesis" not in sys.modules
 sys.modules["hypothesis"] = None
 try:
-    import attnkit.testing.strategies
+    attnkit.testing.check_primitive(attnkit.Dense(2))
 except attnkit.AttnkitError as error:
-    assert "pip install 'attnkit[dev]'" in str(error), error
+    assert "pip install 'attnkit[testing]'" in str(error), error
 else:
     raise SystemExit("no error")
 """

@@ -1,0 +1,213 @@
+"""Checking: the laws tried on a primitive or a backend with Hypothesis, and the smallest case that breaks one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attnkit.errors import AttnkitError, ConfigError, load_extra
+from attnkit.options import Options
+from attnkit.primitives import PrimitiveOptions
+from attnkit.registry import primitive_class
+from attnkit.testing.cases import AttentionCase, PrimitiveCase, as_code
+from attnkit.testing.laws import Breach, Law, LawBroken, law_named, laws_named
+
+# A primitive may refuse grids that it cannot serve, but not nearly all of them.
+FEWEST = 0.1
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check_primitive` and `check_backend` return when every law holds.
+
+    Attributes:
+        subject: what was checked, as code or as a name.
+        tried: number of cases tried, per law.
+        refused: number of further cases that were refused with an error of `attnkit.errors`, per law.
+    """
+
+    subject: str
+    tried: Mapping[str, int]
+    refused: Mapping[str, int]
+
+    def __str__(self) -> str:
+        lines = [f"{self.subject} keeps {len(self.tried)} laws"]
+        for name, count in self.tried.items():
+            refused = f", {self.refused[name]} refused" if self.refused[name] else ""
+            law = law_named(name)
+            lines.append(f"{law.number:3}  {name:20}{count:5} cases{refused}")
+        return "\n".join(lines)
+
+
+def check_primitive(
+    options: PrimitiveOptions | Mapping[str, Any] | str,
+    *,
+    laws: Iterable[str | int] | None = None,
+    max_examples: int = 50,
+    seed: int = 0,
+) -> Checked:
+    """Holds a primitive to the laws of attention; needs Hypothesis.
+
+    Each law is tried on random grids, prefix tokens, batch sizes, head widths, dtypes, memory layouts and masks. A
+    case that the primitive refuses with an error of `attnkit.errors` does not count, as long as most are not refused.
+    A law about layouts and attention says nothing about a primitive that computes no attention.
+
+    Args:
+        options: the primitive's options, or a plain dict of them; or the name of a registered primitive, whose options
+            are then drawn as well.
+        laws: names or numbers of laws (see `attnkit.testing.LAWS`); all of them where not given.
+        max_examples: number of cases per law, >= 1.
+        seed: of the cases; equal seeds try equal cases.
+
+    Returns:
+        How many cases were tried, which prints as a table.
+
+    Raises:
+        LawBroken: for the first law that does not hold, with the smallest case found and a line that shows it again.
+        ConfigError: for unknown laws or primitives.
+    """
+    target = _target(options)
+    name = target if isinstance(target, str) else as_code(target)
+    wanted = [law for law in laws_named(laws) if law.primitive is not None]
+    strategies = load_extra("attnkit.testing.strategies", extra="testing", purpose="check_primitive")
+    return _checked(name, wanted, strategies.primitive_cases(target), max_examples, seed)
+
+
+def check_backend(
+    name: str,
+    *,
+    kinds: Iterable[str] | None = None,
+    laws: Iterable[str | int] | None = None,
+    max_examples: int = 50,
+    seed: int = 0,
+) -> Checked:
+    """Holds a backend to the laws of attention, over random layouts of every kind it accepts; needs Hypothesis.
+
+    Args:
+        name: the backend.
+        kinds: kinds of layouts, as in `random_layout`; all where not given.
+        laws: as in `check_primitive`.
+        max_examples: as in `check_primitive`.
+        seed: as in `check_primitive`.
+
+    Returns:
+        As `check_primitive`.
+
+    Raises:
+        LawBroken: as `check_primitive`.
+        BackendError: for an unknown backend.
+    """
+    from attnkit.kernels.dispatch import backend_named
+
+    backend_named(name)
+    wanted = [law for law in laws_named(laws) if law.attention is not None]
+    strategies = load_extra("attnkit.testing.strategies", extra="testing", purpose="check_backend")
+    chosen = strategies.KINDS if kinds is None else tuple(kinds)
+    cases = strategies.attention_cases(kinds=chosen, backends=(name,))
+    return _checked(f"the backend {name!r}", wanted, cases, max_examples, seed)
+
+
+def check_case(law: str | int, case: PrimitiveCase | AttentionCase) -> None:
+    """Tries one law on one case; this is what the message of a broken law tells to run.
+
+    Raises:
+        Breach: if the law does not hold.
+    """
+    law_named(law).check(case)
+
+
+def _target(options: PrimitiveOptions | Mapping[str, Any] | str) -> PrimitiveOptions | str:
+    if isinstance(options, str):
+        primitive_class(options)
+        return options
+    if isinstance(options, Mapping):
+        kind = options.get("kind")
+        if not isinstance(kind, str):
+            raise ConfigError(f"the dict needs the primitive's 'kind', such as 'window', but got {dict(options)!r}")
+        return primitive_class(kind).from_dict(options)  # type: ignore[return-value]
+    if not isinstance(options, PrimitiveOptions):
+        what = type(options).__name__ if isinstance(options, Options) else repr(options)
+        raise ConfigError(f"check_primitive needs a primitive's options or its name, but got {what}")
+    return options
+
+
+def _checked(subject: str, laws: list[Law], cases: Any, max_examples: int, seed: int) -> Checked:
+    if not isinstance(max_examples, int) or isinstance(max_examples, bool) or max_examples < 1:
+        raise ConfigError(f"max_examples is a number of cases, an integer >= 1, but got {max_examples!r}")
+    tried, refused = {}, {}
+    with torch.random.fork_rng(devices=[]):
+        for law in laws:
+            tried[law.name], refused[law.name] = _try(subject, law, cases, max_examples, seed)
+    return Checked(subject, tried, refused)
+
+
+def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int) -> tuple[int, int]:
+    import hypothesis
+    from hypothesis.errors import Unsatisfiable
+
+    counts = {"tried": 0, "refused": 0}
+    refusals: list[str] = []
+    broken: list[tuple[PrimitiveCase | AttentionCase, Exception]] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=max_examples,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        suppress_health_check=tuple(hypothesis.HealthCheck),  # type: ignore[arg-type]
+        verbosity=hypothesis.Verbosity.quiet,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    @hypothesis.given(case=cases)
+    def attempt(case: PrimitiveCase | AttentionCase) -> None:
+        try:
+            law.check(case)
+        except Breach as error:
+            broken.append((case, error))
+            raise
+        except AttnkitError as error:
+            counts["refused"] += 1
+            refusals.append(f"{case!r}: {error}")
+            hypothesis.reject()
+        except Exception as error:
+            broken.append((case, error))
+            raise
+        counts["tried"] += 1
+
+    try:
+        attempt()
+    except Unsatisfiable:
+        pass
+    except Exception as error:
+        if not broken:
+            raise
+        # Hypothesis ends with the smallest case it found.
+        case, cause = broken[-1]
+        raise _verdict(subject, law, case, cause) from error
+    if counts["tried"] < FEWEST * (counts["tried"] + counts["refused"]) or not counts["tried"]:
+        example = f", such as {refusals[-1]}" if refusals else ""
+        raise LawBroken(
+            f"law {law.number} ({law.name}) could not be tried on {subject}: "
+            f"{counts['refused']} cases were refused{example}",
+            law.name,
+            None,
+        )
+    return counts["tried"], counts["refused"]
+
+
+def _verdict(subject: str, law: Law, case: PrimitiveCase | AttentionCase, cause: Exception) -> LawBroken:
+    crashed = not isinstance(cause, Breach)
+    seen = f"{type(cause).__name__}: {cause}" if crashed else str(cause)
+    return LawBroken(
+        f"{subject} breaks law {law.number}, {law.name}: {law.sentence}\n"
+        f"  seen:      {seen}\n"
+        f"  smallest:  {case!r}\n"
+        f"  try again: attnkit.testing.check_case({law.name!r}, {case!r})",
+        law.name,
+        case,
+        crashed,
+    )

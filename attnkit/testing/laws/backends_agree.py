@@ -1,0 +1,50 @@
+"""Law 2: every backend that accepts a call gives what every other gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from attnkit.kernels.dispatch import backend_named, use_backend
+from attnkit.testing.cases import AttentionCase, PrimitiveCase
+from attnkit.testing.laws.equals_dense import answer, tensors
+from attnkit.testing.laws.law import Law, agree_all
+from attnkit.testing.subject import Subject
+from attnkit.testing.tensors import outputs_and_gradients
+
+# Those that run on any machine without compiling; FlexAttention compiles for seconds for every new shape.
+QUICK = ("reference", "sdpa", "gather")
+
+
+def primitive(case: PrimitiveCase) -> None:
+    """Outputs and gradients do not depend on the backend; those that cannot run a call leave it to the reference."""
+    case = dataclasses.replace(case, dtype="float64")
+    subject = Subject(case)
+    first = None
+    for name in QUICK:
+        with use_backend(f"{name},reference"):
+            outputs, gradients, names = subject.gradients()
+        if first is None:
+            first = outputs + gradients
+        labels = [f"on {name}, {what}" for what in ("the output", *(f"the gradient of {one}" for one in names))]
+        agree_all(outputs + gradients, first, labels, relative=1e-8)
+
+
+def attention(case: AttentionCase) -> None:
+    """The case's backend against all others that accept the call."""
+    case = dataclasses.replace(case, dtype="float64")
+    found = {}
+    for name in dict.fromkeys((case.backend, *QUICK)):
+        call = case.call(grad=True)
+        if backend_named(name).why_not(call):
+            continue
+        inputs = [one for one in tensors(call) if one is not None]
+        outputs, gradients = outputs_and_gradients(
+            lambda *_, call=call, name=name: answer(call, name), inputs, seed=case.seed
+        )
+        found[name] = outputs + gradients
+    for name, one in found.items():
+        labels = [f"on {name} against {case.backend}, result {at}" for at in range(len(one))]
+        agree_all(one, found[case.backend], labels, relative=1e-8)
+
+
+LAW = Law(2, "backends_agree", "Every backend that accepts a call gives what every other gives.", primitive, attention)

@@ -1,0 +1,214 @@
+"""check_primitive itself: what it says when a law is broken, and what it takes and refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+import attnkit
+from attnkit import Dense, Grid, Window
+from attnkit.errors import AttnkitError, BackendError, ConfigError, ShapeError
+from attnkit.layouts import Blocks
+from attnkit.layouts import Dense as DenseLayout
+from attnkit.primitives import HeadOutput, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.testing import (
+    LAWS,
+    AttentionCase,
+    Breach,
+    LawBroken,
+    PrimitiveCase,
+    check_backend,
+    check_case,
+    check_primitive,
+)
+
+
+@dataclass(frozen=True)
+class Wrong(SoftmaxOptions):
+    """A primitive whose heads are given in `heads_class`."""
+
+    kind: ClassVar[str] = "wrong"
+    heads_class: ClassVar[type[SoftmaxHeads]]
+
+    def build(self, context):
+        return self.heads_class(self, context)
+
+
+def wrong(run):
+    """Options of a primitive with one method replaced: `plan` or `forward`."""
+    heads = type("WrongHeads", (SoftmaxHeads,), {"plan": lambda self, inputs: Plan(DenseLayout(inputs.grid.tokens))})
+    setattr(heads, run.__name__, run)
+    cls = dataclass(frozen=True)(type("Wrong", (Wrong,), {"heads_class": heads, "__doc__": Wrong.__doc__}))
+    return cls(heads=2)
+
+
+def test_there_are_fourteen_laws():
+    assert [law.number for law in LAWS.values()] == list(range(1, 15))
+    assert [law.name for law in LAWS.values()] == list(LAWS)
+    for law in LAWS.values():
+        assert law.sentence.endswith(".") and (law.primitive or law.attention)
+
+
+def test_a_right_primitive_passes_and_prints_what_was_tried():
+    checked = check_primitive(Window(2, 3), max_examples=5, laws=["equals_dense", 3])
+    assert checked.tried == {"equals_dense": 5, "no_leak": 5}
+    assert str(checked).splitlines() == [
+        "Window(heads=2, window=3) keeps 2 laws",
+        "  1  equals_dense            5 cases",
+        "  3  no_leak                 5 cases",
+    ]
+
+
+def test_names_dicts_and_options():
+    for one in ("window", {"kind": "window", "heads": 1, "window": 2}, Window(1, 2)):
+        assert check_primitive(one, laws=["counting"], max_examples=2).tried == {"counting": 2}
+
+
+def test_the_message_names_the_law_and_its_line_shows_it_again():
+    def forward(self, inputs):
+        q, k, v = inputs.qkv
+        out = attnkit.attend(q, k, v, DenseLayout(inputs.grid.tokens), scale=1.0)
+        return HeadOutput(out, inputs.grid)
+
+    with pytest.raises(LawBroken) as caught:
+        check_primitive(wrong(forward), laws=["full_budget"])
+    message, error = str(caught.value), caught.value
+    assert message.startswith("Wrong(heads=2) breaks law 4, full_budget: With the full budget a primitive equals")
+    assert "the output of the full budget is" in message and "instead of" in message
+    assert error.law == "full_budget" and not error.crashed
+    # The smallest case that can show it: two tokens, and a head width other than 1.
+    assert isinstance(error.case, PrimitiveCase)
+    assert error.case.grid.tokens == 2 and error.case.batch == 1 and error.case.head_dim == 2
+    line = message.partition("try again: ")[2]
+    names = {"attnkit": attnkit, "PrimitiveCase": PrimitiveCase, "Grid": Grid, "Wrong": type(error.case.options)}
+    with pytest.raises(Breach, match="the output of the full budget"):
+        eval(line, names)
+    again = pickle.loads(pickle.dumps(LawBroken("text", "no_leak", None)))
+    assert (str(again), again.law, again.case, again.crashed) == ("text", "no_leak", None, False)
+    assert isinstance(error, AttnkitError) and isinstance(error, AssertionError)
+
+
+def leaks_through_the_batch(self, inputs):
+    out = SoftmaxHeads.forward(self, inputs).out
+    return HeadOutput(out + out.mean(0, keepdim=True), inputs.grid)
+
+
+def asks_chance(self, inputs):
+    out = SoftmaxHeads.forward(self, inputs).out
+    return HeadOutput(out * torch.rand(()), inputs.grid)
+
+
+def draws_from_the_global_state(self, inputs):
+    torch.rand(1)
+    return SoftmaxHeads.forward(self, inputs)
+
+
+def sees_masked_tokens(self, inputs):
+    return SoftmaxHeads.forward(self, dataclasses.replace(inputs, token_mask=None))
+
+
+def reads_the_values(self, inputs):
+    size = 1 + int(inputs.v.sum() > 0)
+    return Plan(Blocks.windows(inputs.grid, size))
+
+
+def adds_something_of_its_own(self, inputs):
+    out = SoftmaxHeads.forward(self, inputs).out
+    return HeadOutput(out + inputs.v.mean(2, keepdim=True), inputs.grid)
+
+
+def drops_the_gradient(self, inputs):
+    out = SoftmaxHeads.forward(self, inputs)
+    return HeadOutput(out.out.detach() + 0 * inputs.v, inputs.grid)
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "laws"),
+    [
+        (leaks_through_the_batch, "forward", {"independence"}),
+        (asks_chance, "forward", {"seeds_only"}),
+        (draws_from_the_global_state, "forward", {"seeds_only"}),
+        (sees_masked_tokens, "forward", {"empty_rows"}),
+        (reads_the_values, "plan", {"no_leak"}),
+        (adds_something_of_its_own, "forward", {"no_leak", "full_budget"}),
+        (drops_the_gradient, "forward", {"full_budget"}),
+    ],
+    ids=lambda one: getattr(one, "__name__", None),
+)
+def test_a_wrong_primitive_of_ones_own_cannot_pass(method, where, laws):
+    def run(self, inputs):
+        return method(self, inputs)
+
+    run.__name__ = where
+    options = wrong(run)
+    for law in laws:
+        with pytest.raises(LawBroken) as caught:
+            check_primitive(options, laws=[law], max_examples=40)
+        assert not caught.value.crashed
+    with pytest.raises(LawBroken):
+        check_primitive(options, max_examples=40)
+
+
+def test_crashes_are_told_from_wrong_results():
+    def plan(self, inputs):
+        raise KeyError("nothing here")
+
+    with pytest.raises(LawBroken, match="KeyError: 'nothing here'") as caught:
+        check_primitive(wrong(plan), laws=["equals_dense"])
+    assert caught.value.crashed
+
+
+def test_a_primitive_that_refuses_everything_has_not_passed():
+    def plan(self, inputs):
+        raise ShapeError("not on this grid")
+
+    with pytest.raises(LawBroken, match=r"could not be tried on .* cases were refused, such as .*: not on this grid"):
+        check_primitive(wrong(plan), laws=["equals_dense"])
+
+
+def test_one_that_refuses_some_grids_passes_on_the_others():
+    def plan(self, inputs):
+        if inputs.grid.height % 2:
+            raise ShapeError("only even heights")
+        return Plan(DenseLayout(inputs.grid.tokens))
+
+    checked = check_primitive(wrong(plan), laws=["equals_dense"], max_examples=30)
+    assert checked.refused["equals_dense"] > 0 and "refused" in str(checked)
+
+
+def test_the_random_state_is_left_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    check_primitive("random_window", max_examples=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"options": "windw"}, "unknown primitive 'windw'; did you mean 'window'"),
+        ({"options": 3}, "needs a primitive's options or its name, but got 3"),
+        ({"options": Dense}, "needs a primitive's options or its name"),
+        ({"options": {"heads": 2}}, "needs the primitive's 'kind'"),
+        ({"options": Dense(1), "laws": ["no_leek"]}, "unknown law 'no_leek'; did you mean 'no_leak'"),
+        ({"options": Dense(1), "laws": [15]}, "unknown law 15"),
+        ({"options": Dense(1), "max_examples": 0}, "max_examples is a number of cases, an integer >= 1, but got 0"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        check_primitive(**arguments)
+
+
+def test_backends():
+    assert check_backend("gather", kinds=["blocks"], laws=["equals_dense"], max_examples=3).tried["equals_dense"] == 3
+    with pytest.raises(BackendError, match="did you mean 'gather'"):
+        check_backend("gahter")
+    with pytest.raises(Breach), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attnkit.kernels.gather.plain_attention", lambda *_: (torch.zeros(1, 1, 4, 1, 1), None))
+        check_case("equals_dense", AttentionCase("token_sets", Grid(2, 2), "gather", seed=4))
