@@ -9,13 +9,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from attnkit.arguments import NamedArguments
 from attnkit.errors import ShapeError
 
 Sizes: TypeAlias = "int | tuple[int, ...] | list[int]"
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Grid:
+class Grid(metaclass=NamedArguments):
     """Token order: `prefix` tokens (CLS, registers) first, then the grid's tokens row-major.
 
     Args:
@@ -28,6 +29,8 @@ class Grid:
     Raises:
         ShapeError: for a size below 1, a negative prefix, or anything that is not an integer.
     """
+
+    _refusal = ShapeError
 
     sizes: tuple[int, ...]
     prefix: int

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from attnkit.arguments import NamedArguments
 from attnkit.errors import LayoutError
 
 Self = TypeVar("Self", bound="Layout")
 
 
-class Layout(ABC):
+class Layout(metaclass=NamedArguments):
     """Which keys each query sees; `to_mask()` is the definition, everything else agrees with it.
 
     Attributes:
         key_mask: bool (B or 1, heads or 1, Nk) or None; keys where it is False are seen by no query.
     """
+
+    _refusal = LayoutError
 
     kind: ClassVar[str]
     # Every layout declares this as its own last field: older compilers mistake the order of inherited ones.

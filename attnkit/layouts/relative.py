@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnkit.arguments import NamedArguments
 from attnkit.errors import LayoutError, ShapeError
 from attnkit.grid import Grid, Sizes
 from attnkit.layouts.cache import cached
 
 
 @dataclass(frozen=True, eq=False)
-class RelativeTable:
+class RelativeTable(metaclass=NamedArguments):
     """A value for every (query, key) pair that depends on the head and on where the key lies from the query.
 
     `value[h, i, j] = table[h, key(j) - stride * query(i) + extent // 2]` inside the table, and `fill` for offsets
@@ -29,6 +30,8 @@ class RelativeTable:
     Raises:
         LayoutError: if the table's axes do not match the grid, or an extent is even.
     """
+
+    _refusal = LayoutError
 
     table: Tensor
     grid: Grid

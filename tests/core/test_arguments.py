@@ -6,12 +6,13 @@ import dataclasses
 import inspect
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnkit import Conv, Dense, Grid, Mix, Window
+from attnkit import Conv, Dense, Grid, Mix, Window, layouts
 from attnkit.blocks import BlockConfig, BlockStyle
-from attnkit.errors import ConfigError
+from attnkit.errors import ConfigError, LayoutError, ShapeError
 from attnkit.options import field_types
 from attnkit.primitives.base import PrimitiveOptions
 from attnkit.registry import PRIMITIVES, STRUCTURES, load
@@ -125,6 +126,52 @@ def test_whatever_is_passed_only_the_own_error_comes(data):
 def test_the_signature_is_the_constructors_own():
     assert list(inspect.signature(Window).parameters)[:2] == ["heads", "window"]
     assert list(inspect.signature(Grid).parameters) == ["sizes", "prefix", "height", "width"]
+
+
+INDEX = torch.zeros(3, 2, dtype=torch.int64)
+MASK = torch.ones(3, 4, dtype=torch.bool)
+
+WRONG_NAMES = [
+    (
+        lambda: Grid(14, hight=3),
+        "unknown option 'hight' for Grid; did you mean 'height'? (options: prefix, height, width)",
+    ),
+    (lambda: Grid(14, 14, prefx=1), "unknown option 'prefx' for Grid; did you mean 'prefix'?"),
+    (layouts.Dense, "option 'queries' of Dense is missing"),
+    (lambda: layouts.Dense(3, kays=4), "unknown option 'kays' for Dense; did you mean 'keys'?"),
+    (lambda: layouts.Stencil(Grid(3), 3, 2), "Stencil takes grid, kernel by position and the others by name"),
+    (lambda: layouts.Stencil(Grid(3), 3, dilatoin=2), "did you mean 'dilation'?"),
+    (lambda: layouts.Stencil(kernel=3), "option 'grid' of Stencil is missing"),
+    (layouts.Blocks, "option 'order' of Blocks is missing"),
+    (lambda: layouts.TokenSets(INDEX, key=4), "did you mean 'keys'?"),
+    (lambda: layouts.TokenSets(INDEX, 4, index=INDEX), "TokenSets got 'index' twice"),
+    (lambda: layouts.TokenMask(MASK, MASK), "TokenMask takes mask by position and the others by name, but got 2"),
+    (lambda: layouts.RelativeTable(torch.zeros(2, 3), grd=Grid(3)), "did you mean 'grid'?"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), WRONG_NAMES, ids=[said for _, said in WRONG_NAMES])
+def test_grids_and_layouts(make, said):
+    with pytest.raises((ShapeError, LayoutError)) as caught:
+        make()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_grids_and_layouts_are_made_in_a_compiled_graph():
+    def seen(x):
+        grid = Grid(*x.shape[1:], prefix=1)
+        made = [
+            layouts.Dense(grid.tokens, keys=grid.tokens),
+            layouts.Stencil(grid, 3, border="clamp"),
+            layouts.Blocks.windows(grid, 2, shift=1),
+            layouts.TokenSets(INDEX, keys=4, keys_all=1).restrict(x[0, 0] > 0),
+            layouts.TokenMask(mask=x[0] > 0),
+        ]
+        table = layouts.RelativeTable(x.new_ones(1, 3, 3), grid)
+        return [one.visible() for one in made], table.dense(grid.tokens)
+
+    x = torch.randn(1, 3, 4)
+    torch.testing.assert_close(torch.compile(seen, fullgraph=True, backend="eager")(x), seen(x))
 
 
 def test_other_type_errors_stay():
