@@ -44,7 +44,9 @@ def fit(
     """
     torch.manual_seed(seed_of("weights", options.seed))
     memory = PeakMemory(accelerator.device)
-    model = task.build()
+    # Tokens lie channels last, and so do the gradients of convolutions over them. Weights that lie otherwise cost a
+    # copy of each gradient, or where only axes of size 1 lie otherwise, a warning of data parallelism.
+    model = task.build().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     # Data parallelism waits for the gradients of all parameters unless told that some never get one.
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=task.idle_parameters)  # pyright: ignore
     raw_optimizer = adamw(model, options)

@@ -79,9 +79,9 @@ def unpack_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         if name.startswith(OPTIMIZER):
             key, _, owner = name.removeprefix(OPTIMIZER).partition("/")
             parameter = parameters[owner]
-            # Adam counts its steps on the CPU, and a scalar has no memory layout to match.
-            device = "cpu" if key == "step" else parameter.device
-            optimizer.state[parameter][key] = tensor.to(device, copy=True)
+            # Adam counts its steps on the CPU; what has the parameter's shape gets its memory layout too.
+            state = torch.empty_like(tensor) if key == "step" else torch.empty_like(parameter, dtype=tensor.dtype)
+            optimizer.state[parameter][key] = state.copy_(tensor)
 
 
 def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:

@@ -61,6 +61,8 @@ def test_two_processes(make_folder, tmp_path):
     assert records[-1]["val_loss"] == pytest.approx(loss, rel=1e-4)
     assert records[-1]["val_accuracy"] == pytest.approx(right, abs=1e-6)
 
+    assert "Warning" not in done.stderr
+
     before = (out / "last.safetensors").read_bytes()
     (out / "metrics.jsonl").unlink()
     resumed = launch(*command, "--resume")
@@ -68,6 +70,15 @@ def test_two_processes(make_folder, tmp_path):
     assert "resumed after epoch 2/2" in resumed.stdout
     assert (out / "last.safetensors").read_bytes() == before
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
+def test_convolutions_over_tokens_are_trained_without_a_warning(make_folder, tmp_path):
+    command = ["train", "--model", "bigbird_vit_micro", "--baseline", "biformer_micro", "--epochs", 1]
+    done = launch(*command, "--data", make_folder(a=5, b=5), "--img-size", 16, "--batch-size", 4, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr
 
 
 @pytest.mark.slow
