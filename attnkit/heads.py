@@ -211,10 +211,10 @@ class HeadMix(nn.Module):
 
         A region that activation checkpointing runs a second time must see the same windows again. A model therefore
         calls this outside the region and passes the number in. Where that was not done, a second run takes the number
-        of the first as long as only one is pending.
+        of the first as long as only one is pending. Compiled code cannot tell a second run: there, always pass it in.
 
         Raises:
-            AttnkitError: if a region is run again while several passes are pending, so that nobody knows which it was.
+            AttnkitError: if a region is run again and it is not one single pass that this may be.
         """
         return self._draws.next(self.draws) if self.stochastic and self.training else None
 

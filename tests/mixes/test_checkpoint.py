@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -125,6 +128,127 @@ def test_ordinary_passes_before_and_between_change_nothing(random_mix, reentrant
         ),
         right,
     )
+
+
+def region(reentrant):
+    return lambda mix, rows: checkpoint(mix, rows, GRID, use_reentrant=reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_passes_without_gradients_are_not_pending(random_mix, guard, reentrant):
+    """As a teacher or a new estimate of batch norms makes them."""
+
+    def step(run):
+        mix = random_mix(RandomWindow(2, 5)).train()
+        with guard():
+            for _ in range(3):
+                mix(torch.zeros(1, 25, 8), GRID)
+        assert mix._draws.pending == 0
+        return gradients([mix], run, passes=2)
+
+    close(step(region(reentrant)), step(plain))
+
+
+def test_checkpointed_passes_without_gradients_are_not_pending(random_mix):
+    mix = random_mix(RandomWindow(2, 5)).train()
+    with torch.no_grad():
+        for _ in range(3):
+            checkpoint(mix, torch.zeros(1, 25, 8), GRID, use_reentrant=False)
+    assert mix._draws.pending == 0
+
+
+def test_a_pass_whose_graph_is_gone_is_not_pending(random_mix):
+    """As where a loss that is not finite is left out."""
+
+    def step(run):
+        mix = random_mix(RandomWindow(2, 5)).train()
+        for _ in range(2):
+            run(mix, random_tensor(2, 25, 8, seed=3, dtype=torch.float32, grad=True))
+        assert mix._draws.pending == 0
+        return gradients([mix], run, passes=2)
+
+    close(step(region(False)), step(plain))
+
+
+def test_reentrant_passes_whose_graph_is_gone_are_refused_once(random_mix):
+    """Nothing tells whether a reentrant checkpoint's graph is still there, so the next pass is no sure match."""
+    mix = random_mix(RandomWindow(2, 5)).train()
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+    for _ in range(3):
+        checkpoint(mix, x, GRID, use_reentrant=True)
+    with pytest.raises(AttnkitError, match="are pending"):
+        checkpoint(mix, x, GRID, use_reentrant=True).sum().backward()
+    other = random_mix(RandomWindow(2, 5)).train()
+    other.draws += 4
+    close(gradients([mix], region(True)), gradients([other], plain))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_retained_graph_sees_its_windows_each_time(random_mix, reentrant):
+    def step(run):
+        mix = random_mix(RandomWindow(2, 5)).train()
+        found = []
+        for _ in range(2):
+            x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+            out = run(mix, x).square().sum()
+            out.backward(retain_graph=True)
+            (out * 3).backward()
+            found.append(x.grad)
+        return found
+
+    close(step(region(reentrant)), step(plain))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_retained_graph_is_never_taken_for_a_later_one(random_mix, reentrant):
+    mix = random_mix(RandomWindow(2, 5)).train()
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+    first = checkpoint(mix, x, GRID, use_reentrant=reentrant).sum()
+    first.backward(retain_graph=True)
+    second = checkpoint(mix, x, GRID, use_reentrant=reentrant).sum()
+    with pytest.raises(AttnkitError, match="while 2 of its training passes are pending"):
+        first.backward()
+    del first, second
+
+
+def test_half_a_graph_is_never_taken_for_a_later_one(random_mix):
+    """What the first loss did not need can still be run again."""
+    mix = random_mix(RandomWindow(2, 5)).train()
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+
+    def two(rows):
+        out = mix(rows, GRID)
+        return out.square(), out.exp()
+
+    one, other = checkpoint(two, x, use_reentrant=False)
+    one.sum().backward(retain_graph=True)
+    later = checkpoint(mix, x, GRID, use_reentrant=False)
+    with pytest.raises(AttnkitError, match="while 2 of its training passes are pending"):
+        other.sum().backward()
+    del one, other, later
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda mix: pickle.loads(pickle.dumps(mix))], ids=["copied", "pickled"])
+def test_a_copy_has_no_pending_passes(random_mix, how):
+    mix = random_mix(RandomWindow(2, 5)).train()
+    x = random_tensor(2, 25, 8, seed=0, dtype=torch.float32, grad=True)
+    out = checkpoint(mix, x, GRID, use_reentrant=False)
+    other = how(mix)
+    assert (mix._draws.pending, other._draws.pending) == (1, 0)
+    del out
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_compiled_region_with_a_draw_from_outside(random_mix, reentrant):
+    torch.compiler.reset()
+
+    def outside(mix, rows):
+        return checkpoint(lambda rows, draw: mix(rows, GRID, draw=draw), rows, mix.next_draw(), use_reentrant=reentrant)
+
+    right = gradients([random_mix(RandomWindow(2, 5)).train()], plain, passes=2)
+    compiled = torch.compile(outside, fullgraph=True, backend="aot_eager")
+    close(gradients([random_mix(RandomWindow(2, 5)).train()], compiled, passes=2), right)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -48,6 +48,21 @@ def test_a_compiled_step_of_training_is_the_eager_one(name, images):
     torch.testing.assert_close(dict(twin.named_buffers()), dict(model.named_buffers()))
 
 
+def test_a_compiled_step_with_checkpointing_is_the_eager_one(images):
+    # The number of the draw is raised in the very graph that runs its blocks a second time.
+    config = built("bigbird_vit_micro").config
+    model = attnkit.build(dataclasses.replace(config, stages=config.stages[:1])).train()
+    twin = copy.deepcopy(model)
+    twin.set_grad_checkpointing()
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = images(height=32, width=32)
+    model(x).square().sum().backward()
+    compiled(x).square().sum().backward()
+    found = {name: one.grad for name, one in twin.named_parameters()}
+    expected = {name: one.grad for name, one in model.named_parameters()}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_compiled_evaluation_is_the_eager_one(images):
     # Of all the models, this one does something else in evaluation than in training.
     model = built("bigbird_vit_micro").eval()
