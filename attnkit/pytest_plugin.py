@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    for name in config.getoption("attnkit_laws"):
+    for name in config.getoption("attnkit_laws", default=[]) or []:
         items.extend(_items(session, name))
 
 
@@ -62,7 +62,7 @@ class LawItem(pytest.Item):
     def runtest(self) -> None:
         from attnkit.testing import check_primitive
 
-        examples = self.config.getoption("attnkit_laws_examples")
+        examples: Any = self.config.getoption("attnkit_laws_examples")
         check_primitive(self.primitive, laws=[self.law], max_examples=examples)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

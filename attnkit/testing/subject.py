@@ -102,11 +102,11 @@ class Subject:
 
 def _built(case: PrimitiveCase) -> tuple[BuildContext, HeadGroup]:
     width = case.options.heads * case.head_dim
-    layer = case.seed % 5
+    numbers = {"layer": case.seed % 5, "group": case.seed % 3}
     try:
-        context = BuildContext(width + case.extra, case.head_dim, layer)
+        context = BuildContext(width + case.extra, case.head_dim, **numbers)
         return context, case.options.build(context)
     except ConfigError:
         # Some options fit only a layer as wide as the heads.
-        context = BuildContext(width, case.head_dim, layer)
+        context = BuildContext(width, case.head_dim, **numbers)
         return context, case.options.build(context)

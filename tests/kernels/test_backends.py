@@ -27,62 +27,11 @@ def accepts(backend, case, q, k, v, **extra):
     return not backend_named(backend).why_not(call)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@given(case=layout_cases(), seed=seeds(), head_dim=st.integers(1, 8), value_dim=st.none() | st.integers(1, 8))
-def test_forward_and_gradients(backend, case, seed, head_dim, value_dim):
-    qkv = random_qkv(
-        case.sizes, batch=case.batch, heads=case.heads, head_dim=head_dim, value_dim=value_dim, seed=seed, grad=True
-    )
-    if not accepts(backend, case, *qkv):
-        backend = None
-    mask = case.layout.to_mask()
-    expected = outputs_and_gradients(lambda q, k, v: dense_attention(q, k, v, mask)[0], qkv)
-    actual = outputs_and_gradients(lambda q, k, v: attend(q, k, v, case.layout, backend=backend), qkv)
-    agree(actual[0], expected[0], "out")
-    agree(actual[1], expected[1], "gradient of qkv")
-
-
 def pair_tensor(form, case, seed):
     """A tensor that broadcasts to (B, heads, Nq, Nk) in one of its forms."""
     full = (case.batch, case.heads, *case.sizes)
     shape = [size if form >> axis & 1 else 1 for axis, size in enumerate(full)]
     return random_tensor(*shape, seed=seed, grad=True)
-
-
-@pytest.mark.parametrize("backend", ["reference", "gather"])
-@given(case=layout_cases(), seed=seeds(), forms=st.tuples(st.integers(0, 16), st.integers(0, 16)))
-def test_bias_gain_and_lse(backend, case, seed, forms):
-    qkv = random_qkv(case.sizes, batch=case.batch, heads=case.heads, seed=seed, grad=True)
-    # Form 16 stands for none at all.
-    bias, gain = (None if form == 16 else pair_tensor(form, case, seed + at) for at, form in enumerate(forms))
-    if not accepts(backend, case, *qkv, bias=bias, gain=gain, return_lse=True):
-        backend = None
-    mask = case.layout.to_mask()
-    inputs = [*qkv, *(one for one in (bias, gain) if one is not None)]
-    expected = outputs_and_gradients(lambda q, k, v, *_: dense_attention(q, k, v, mask, 0.7, bias, gain), inputs)
-    actual = outputs_and_gradients(
-        lambda q, k, v, *_: attend(
-            q, k, v, case.layout, scale=0.7, bias=bias, gain=gain, return_lse=True, backend=backend
-        ),
-        inputs,
-    )
-    agree(actual[0], expected[0], "out, lse")
-    agree(actual[1], expected[1], "gradient of q, k, v, bias, gain")
-
-
-@given(case=layout_cases(), seed=seeds(), form=st.integers(0, 15))
-def test_bias_in_the_fused_kernels(case, seed, form):
-    qkv = random_qkv(case.sizes, batch=case.batch, heads=case.heads, seed=seed, grad=True)
-    bias, mask = pair_tensor(form, case, seed), case.layout.to_mask()
-    inputs = [*qkv, bias]
-    expected = outputs_and_gradients(lambda q, k, v, bias: dense_attention(q, k, v, mask, bias=bias)[0], inputs)
-    for backend in BACKENDS:
-        if accepts(backend, case, *qkv, bias=bias):
-            actual = outputs_and_gradients(
-                lambda q, k, v, bias, backend=backend: attend(q, k, v, case.layout, bias=bias, backend=backend), inputs
-            )
-            agree(actual[0], expected[0], f"{backend} out")
-            agree(actual[1], expected[1], f"{backend} gradient")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

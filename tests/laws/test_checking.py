@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -52,6 +53,12 @@ def test_there_are_fourteen_laws():
     assert [law.name for law in LAWS.values()] == list(LAWS)
     for law in LAWS.values():
         assert law.sentence.endswith(".") and (law.primitive or law.attention)
+
+
+def test_the_page_about_the_laws_lists_them():
+    page = (Path(__file__).parents[2] / "docs" / "laws.md").read_text()
+    for law in LAWS.values():
+        assert f"| {law.number} | `{law.name}` | {law.sentence} |" in page
 
 
 def test_a_right_primitive_passes_and_prints_what_was_tried():

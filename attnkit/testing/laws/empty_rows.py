@@ -22,6 +22,8 @@ def primitive(case: PrimitiveCase) -> None:
         return
     subject = Subject(case)
     kept = subject.kept
+    everyone, nobody = (subject.inputs(token_mask=one) for one in (torch.ones_like(kept), None))
+    agree(subject.run(everyone).out, subject.run(nobody).out, "under a mask that keeps all tokens, the output")
     poison = POISON[case.seed % len(POISON)]
     spoiled = {
         name: one.detach().where((kept if name == "x" else kept[:, None])[..., None], poison)

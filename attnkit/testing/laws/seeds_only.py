@@ -7,7 +7,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from attnkit.primitives import BuildContext
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, require
@@ -51,12 +50,13 @@ def _random(case: PrimitiveCase) -> None:
     draws = [pattern(subject, draw) for draw in range(DRAWS)]
     differ = any(not torch.equal(one, draws[0]) for one in draws[1:])
     require(differ or not resampled, f"{DRAWS} training draws in a row are the same")
-    layers = []
-    for layer in range(DRAWS):
-        subject.context = BuildContext(subject.context.dim, subject.context.head_dim, layer)
-        subject.group = case.options.build(subject.context).double()
-        layers.append(pattern(subject, None))
-    require(any(not torch.equal(one, layers[0]) for one in layers[1:]), f"{DRAWS} layers draw the same")
+    for what in ("layer", "group"):
+        others = []
+        for number in range(DRAWS):
+            context = dataclasses.replace(subject.context, **{what: number})
+            subject.group = case.options.build(context).double()
+            others.append(pattern(subject, None))
+        require(any(not torch.equal(one, others[0]) for one in others[1:]), f"{DRAWS} {what}s draw the same")
     if any(field.name == "seed" for field in dataclasses.fields(case.options)):
         seeds = []
         for seed in range(DRAWS):
