@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.checks import check_keywords, check_tokens, tokens_of_map
+from attnkit.errors import ConfigError
 from attnkit.grid import Grid
-from attnkit.heads import GroupLike, Mix, check_tensor, read_groups
+from attnkit.heads import MIX_KEYWORDS, GroupLike, Mix, read_groups
 from attnkit.options import Options, odd, positive
 from attnkit.primitives.base import on_map
 
@@ -126,6 +127,11 @@ class Block(nn.Module):
         **style: Any,
     ) -> None:
         super().__init__()
+        hint = ""
+        if any(name in MIX_KEYWORDS for name in style):
+            hint = "; options of the mix go into a Mix, such as Mix([Dense(heads=4)], qkv_bias=False) for the groups"
+        known = [field.name for field in dataclasses.fields(BlockStyle)]
+        check_keywords("Block", style, [*known, "layer"], hint)
         mix = groups if isinstance(groups, Mix) else Mix(read_groups(groups))
         self.config = BlockConfig.from_dict({"mix": mix, "mlp_ratio": mlp_ratio, "dim": dim, **style})
         norm, norm_eps = self.config.norm, self.config.norm_eps
@@ -155,22 +161,15 @@ class Block(nn.Module):
         """Runs the block on a map (B, H, W, C) or on tokens (B, N, C) with their grid; arguments as in `HeadMix`."""
         if grid is not None:
             return self.run(x, grid, token_mask=token_mask, draw=draw)[0]
-        check_tensor(x)
-        if x.ndim < 4 or not x.numel():
-            raise ShapeError(
-                f"Block takes a non-empty map (B, H, W, C), or tokens (B, N, C) with their grid, "
-                f"but got {tuple(x.shape)}"
-            )
-        if token_mask is not None:
-            raise ShapeError("token_mask goes with tokens (B, N, C) and their grid, but x is a map")
-        out, out_grid = self.run(x.flatten(1, -2), Grid(*x.shape[1:-1]), draw=draw)
+        tokens, grid = tokens_of_map(type(self).__name__, self.mix.dim, x, token_mask)
+        out, out_grid = self.run(tokens, grid, draw=draw)
         return out.unflatten(1, out_grid.sizes)
 
     def run(
         self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None
     ) -> tuple[Tensor, Grid]:
         """Runs the block on tokens and also returns the grid they lie on afterwards."""
-        self.mix.check(x, grid, token_mask, draw)
+        check_tokens(type(self).__name__, self.mix.dim, self.mix.proj.weight, x, grid, token_mask, draw)
         if self.position_conv is not None:
             local = on_map(self.position_conv, x, grid, token_mask)
             x = x + nn.functional.pad(local, (0, 0, grid.prefix, 0))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from attnkit.checks import check_keywords, check_tokens, tokens_of_map
 from attnkit.errors import ConfigError, ShapeError
 from attnkit.grid import Grid
-from attnkit.kernels.precision import autocasting
 from attnkit.options import Options, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 from attnkit.primitives.draws import DrawCounter
@@ -112,7 +112,7 @@ class HeadMix(nn.Module):
             your own count it up, or all layers with the same seed see the same windows.
 
     Raises:
-        ConfigError: for an empty mix, heads that do not divide `dim`, or options with mistakes.
+        ConfigError: for an empty mix, heads that do not divide `dim`, unknown keywords, or options with mistakes.
     """
 
     def __init__(
@@ -125,8 +125,10 @@ class HeadMix(nn.Module):
         qkv_bias: bool = True,
         proj_bias: bool = True,
         layer: int = 0,
+        **unknown: NoReturn,
     ) -> None:
         super().__init__()
+        check_keywords("HeadMix", unknown, MIX_KEYWORDS)
         self.options = read_groups(groups)
         heads = sum(group.heads for group in self.options)
         for name, size in (("dim", dim), ("head_dim", head_dim), ("out_dim", out_dim)):
@@ -174,22 +176,13 @@ class HeadMix(nn.Module):
         """
         if grid is not None:
             return self.run(x, grid, token_mask=token_mask, draw=draw).x
-        check_tensor(x)
-        if x.ndim < 4:
-            raise ShapeError(
-                f"HeadMix takes a map (B, H, W, C), or tokens (B, N, C) with their grid, "
-                f"but got {tuple(x.shape)} without one"
-            )
-        if token_mask is not None:
-            raise ShapeError("token_mask goes with tokens (B, N, C) and their grid, but x is a map")
-        if not x.numel():
-            raise ShapeError(f"HeadMix got an empty map {tuple(x.shape)}")
-        found = self.run(x.flatten(1, -2), Grid(*x.shape[1:-1]), draw=draw)
+        tokens, grid = tokens_of_map(type(self).__name__, self.dim, x, token_mask)
+        found = self.run(tokens, grid, draw=draw)
         return found.x.unflatten(1, found.grid.sizes)
 
     def run(self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None) -> MixOutput:
         """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output."""
-        self.check(x, grid, token_mask, draw)
+        check_tokens(type(self).__name__, self.dim, self.proj.weight, x, grid, token_mask, draw)
         if draw is None:
             draw = self.next_draw()
         columns = x[..., :0] if self.qkv is None else self.qkv(x)
@@ -224,36 +217,8 @@ class HeadMix(nn.Module):
     def _groups(self) -> list[HeadGroup]:
         return typing.cast("list[HeadGroup]", list(self.groups))
 
-    def check(self, x: Tensor, grid: Grid, token_mask: Tensor | None = None, draw: Tensor | None = None) -> None:
-        """Raises `ShapeError` unless these tokens fit the mix in shape, dtype and device, the grid and the mask."""
-        check_tensor(x)
-        if not isinstance(grid, Grid):
-            raise ShapeError(f"HeadMix needs the tokens' grid, such as Grid(14, 14), but got {grid!r}")
-        if x.ndim != 3 or x.shape[-1] != self.dim:
-            raise ShapeError(f"HeadMix of dim={self.dim} takes tokens (B, N, {self.dim}), but got {tuple(x.shape)}")
-        weight = self.proj.weight
-        if x.device != weight.device:
-            raise ShapeError(f"x is on {x.device} but the weights are on {weight.device}; move one of them")
-        if x.dtype != weight.dtype and not (x.is_floating_point() and autocasting(x.device)):
-            raise ShapeError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one of them or use autocast")
-        grid.check_tokens(x.shape[1])
-        if token_mask is not None:
-            check_tensor(token_mask, "token_mask")
-        if token_mask is not None and token_mask.device != x.device:
-            raise ShapeError(f"token_mask is on {token_mask.device} but x is on {x.device}; move one of them")
-        if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]):
-            raise ShapeError(
-                f"token_mask must be bool (B, N) = {tuple(x.shape[:2])}, "
-                f"but got {token_mask.dtype} {tuple(token_mask.shape)}"
-            )
-        if draw is not None and not (isinstance(draw, Tensor) and draw.dtype == torch.int64 and draw.ndim == 0):
-            raise ShapeError(f"draw is an int64 scalar tensor, such as mix.next_draw() gives, but got {draw!r}")
 
-
-def check_tensor(x: object, name: str = "x") -> None:
-    """Raises `ShapeError` for anything but a tensor."""
-    if not isinstance(x, Tensor):
-        raise ShapeError(f"{name} must be a tensor, but got {type(x).__name__}")
+MIX_KEYWORDS = tuple(HeadMix.__init__.__kwdefaults__ or ())
 
 
 def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:

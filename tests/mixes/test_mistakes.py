@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -70,6 +72,16 @@ BUILD = {
     "misspelt style": (lambda: Block(4, GROUP, drop_pth=0.1), r"unknown option 'drop_pth' .*did you mean 'drop_path'"),
     "even convolution": (lambda: Block(4, GROUP, mlp_conv=2), r"mlp_conv=2: must be odd"),
     "post-norm with a stride": (lambda: Block(4, [Conv(1, stride=2)], norm="post"), r"needs norm='pre'"),
+    "misspelt keyword": (
+        lambda: HeadMix(8, GROUP, qkvbias=False),
+        r"unknown option 'qkvbias' for 'HeadMix'; did you mean 'qkv_bias'\? \(options: head_dim, out_dim, qkv_bias",
+    ),
+    "misspelt layer": (lambda: Block(8, GROUP, laier=1), r"unknown option 'laier' for 'Block'; did you mean 'layer'"),
+    "the mix's option for a block": (
+        lambda: Block(8, GROUP, qkv_bias=False),
+        r"unknown option 'qkv_bias' for 'Block'.* options of the mix go into a Mix, such as Mix\(\[Dense",
+    ),
+    "two mixes": (lambda: Block(8, GROUP, mix=Mix((Conv(1),))), r"unknown option 'mix' for 'Block'"),
     "width twice": (lambda: Mix((Dense(2),), dim=0), r"Mix\(dim=0\): must be >= 1"),
 }
 
@@ -93,7 +105,7 @@ RUN = {
     "another width": (lambda run: run(tokens(2, 13, 6), GRID), r"takes tokens \(B, N, 8\), but got \(2, 13, 6\)"),
     "a map with a grid": (
         lambda run: run(tokens(2, 3, 4, 8), GRID),
-        r"takes tokens \(B, N, 8\), but got \(2, 3, 4, 8\)",
+        r"a map takes no grid: \w+ got \(2, 3, 4, 8\) with Grid\(3, 4, prefix=1\); leave the grid out",
     ),
     "another number of tokens": (
         lambda run: run(tokens(2, 12, 8), GRID),
@@ -102,8 +114,19 @@ RUN = {
     "tokens without a grid": (lambda run: run(tokens()), r"\(2, 13, 8\)"),
     "a grid that is none": (lambda run: run(tokens(2, 12, 8), (3, 4)), r"Grid\(14, 14\).* but got \(3, 4\)"),
     "an empty map": (lambda run: run(tokens(2, 0, 4, 8)), r"empty.*\(2, 0, 4, 8\)"),
-    "a map without items": (lambda run: run(tokens(0, 3, 4, 8)), r"empty.*\(0, 3, 4, 8\)"),
-    "a map of another width": (lambda run: run(tokens(2, 3, 4, 6)), r"takes tokens \(B, N, 8\), but got \(2, 12, 6\)"),
+    "an empty map without items": (lambda run: run(tokens(0, 3, 0, 8)), r"empty.*\(0, 3, 0, 8\)"),
+    "a map of another width": (
+        lambda run: run(tokens(2, 3, 4, 6)),
+        r"of dim=8 takes a map \(B, H, W, 8\), but got \(2, 3, 4, 6\)$",
+    ),
+    "a map with its channels first": (
+        lambda run: run(tokens(2, 8, 3, 4)),
+        r"but got \(2, 8, 3, 4\); maps are channels last \(B, H, W, C\): use x\.permute\(0, 2, 3, 1\)$",
+    ),
+    "a video with its channels first": (
+        lambda run: run(tokens(2, 8, 2, 3, 4)),
+        r"but got \(2, 8, 2, 3, 4\); .*: use x\.permute\(0, 2, 3, 4, 1\)$",
+    ),
     "integers": (
         lambda run: run(tokens(dtype=torch.int64), GRID),
         r"x is torch\.int64 but the weights are torch\.float32",
@@ -141,6 +164,7 @@ def test_running(module, mistake):
     with recording() as choices, pytest.raises(AttnkitError, match=message) as caught:
         call(made)
     assert "\n" not in str(caught.value)
+    assert not re.search("HeadMix" if module == "block" else "Block", str(caught.value))
     assert not choices, "refused only after something was computed"
     draws = (made if module == "mix" else made.mix).draws
     assert draws.item() == 0, "a refused call counted as a draw"

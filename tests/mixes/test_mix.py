@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import attnkit
-from attnkit import Conv, Dense, Grid, HeadMix, LearnedQuery, Mix, PooledGlobal, RandomWindow, TopKRegion
+from attnkit import Block, Conv, Dense, Grid, HeadMix, LearnedQuery, Mix, PooledGlobal, RandomWindow, TopKRegion
 from attnkit.primitives import HeadGroup, HeadOutput
 from attnkit.testing import random_options, random_tensor
 from attnkit.testing.strategies import grids, seeds
@@ -134,11 +136,19 @@ def test_groups_that_give_other_grids_are_refused(random_mix):
     assert HeadMix(8, [LearnedQuery(1, 3, stride=2), Conv(1, stride=2)])(torch.zeros(1, 4, 6, 8)).shape == (1, 2, 3, 8)
 
 
-def test_no_items_give_no_items(random_mix, sample):
-    mix = random_mix(sample)
-    out = mix(torch.zeros(0, 25, 8, requires_grad=True), Grid(4, 6, prefix=1))
-    assert out.shape == (0, 7 if sample.output_stride() == 2 else 25, 8)
-    out.sum().backward()
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", [HeadMix, Block])
+def test_no_items_give_no_items(sample, make, training):
+    layer = make(8, [sample]).train(training)
+    out_map = (2, 3) if sample.output_stride() == 2 else (4, 6)
+    mask = torch.ones(0, 25, dtype=torch.bool)
+    for out, expected in (
+        (layer(torch.zeros(0, 4, 6, 8, requires_grad=True)), (0, *out_map, 8)),
+        (layer(torch.zeros(0, 25, 8, requires_grad=True), Grid(4, 6, prefix=1)), (0, 1 + math.prod(out_map), 8)),
+        (layer(torch.zeros(0, 25, 8), Grid(4, 6, prefix=1), token_mask=mask), (0, 1 + math.prod(out_map), 8)),
+    ):
+        assert out.shape == expected
+        out.sum().backward()
 
 
 def test_shapes_and_dtypes_without_values(random_mix, sample):

@@ -1,0 +1,101 @@
+"""What a layer is given, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from attnkit.errors import ConfigError, ShapeError, did_you_mean
+from attnkit.grid import Grid
+from attnkit.kernels.precision import autocasting
+
+
+def check_keywords(layer: str, given: Iterable[str], known: Iterable[str], hint: str = "") -> None:
+    """Raises `ConfigError` for keywords that a layer does not take, naming the nearest ones.
+
+    Args:
+        layer: name of the layer's class.
+        given: keywords of the call.
+        known: keywords the layer takes.
+        hint: end of the message.
+    """
+    known = list(known)
+    found = [f"unknown option {name!r} for {layer!r}{did_you_mean(name, known)}" for name in given if name not in known]
+    if found:
+        raise ConfigError(f"{'; '.join(found)} (options: {', '.join(known)}){hint}")
+
+
+def check_tensor(x: object, name: str = "x") -> None:
+    """Raises `ShapeError` for anything but a tensor."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"{name} must be a tensor, but got {type(x).__name__}")
+
+
+def tokens_of_map(layer: str, dim: int, x: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Grid]:
+    """The tokens (B, N, C) of a map (B, ..., C) and their grid.
+
+    Args:
+        layer: name of the layer's class.
+        dim: the layer's width.
+        x: the map.
+        token_mask: must be None.
+
+    Raises:
+        ShapeError: for anything but a map of that width in which at least one token lies.
+    """
+    check_tensor(x)
+    shape = tuple(x.shape)
+    if x.ndim < 4:
+        raise ShapeError(
+            f"{layer} takes a map (B, H, W, C), or tokens (B, N, C) with their grid, but got {shape} without one"
+        )
+    if token_mask is not None:
+        raise ShapeError(f"token_mask goes with tokens (B, N, C) and their grid, but x is a map {shape}")
+    if shape[-1] != dim:
+        order = ", ".join(map(str, (0, *range(2, x.ndim), 1)))
+        hint = f"; maps are channels last (B, H, W, C): use x.permute({order})" if shape[1] == dim else ""
+        raise ShapeError(f"{layer} of dim={dim} takes a map (B, H, W, {dim}), but got {shape}{hint}")
+    if 0 in shape[1:-1]:
+        raise ShapeError(f"{layer} got an empty map {shape}")
+    return x.flatten(1, -2), Grid(*shape[1:-1])
+
+
+def check_tokens(
+    layer: str, dim: int, weight: Tensor, x: Tensor, grid: Grid, token_mask: Tensor | None, draw: Tensor | None
+) -> None:
+    """Raises `ShapeError` unless tokens fit a layer in shape, dtype and device, and so do their grid, mask and draw.
+
+    Args:
+        layer: name of the layer's class.
+        dim: the layer's width.
+        weight: one of its parameters.
+        x: (B, N, C).
+        grid: how the tokens lie.
+        token_mask: bool (B, N), or None.
+        draw: int64 scalar, or None.
+    """
+    check_tensor(x)
+    shape = tuple(x.shape)
+    if not isinstance(grid, Grid):
+        raise ShapeError(f"{layer} needs the tokens' grid, such as Grid(14, 14), but got {grid!r}")
+    if x.ndim > 3:
+        raise ShapeError(f"a map takes no grid: {layer} got {shape} with {grid}; leave the grid out")
+    if x.ndim != 3 or shape[-1] != dim:
+        raise ShapeError(f"{layer} of dim={dim} takes tokens (B, N, {dim}), but got {shape}")
+    if x.device != weight.device:
+        raise ShapeError(f"x is on {x.device} but the weights are on {weight.device}; move one of them")
+    if x.dtype != weight.dtype and not (x.is_floating_point() and autocasting(x.device)):
+        raise ShapeError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one of them or use autocast")
+    grid.check_tokens(shape[1])
+    if token_mask is not None:
+        check_tensor(token_mask, "token_mask")
+        if token_mask.device != x.device:
+            raise ShapeError(f"token_mask is on {token_mask.device} but x is on {x.device}; move one of them")
+        if token_mask.dtype != torch.bool or token_mask.shape != x.shape[:2]:
+            raise ShapeError(
+                f"token_mask must be bool (B, N) = {shape[:2]}, but got {token_mask.dtype} {tuple(token_mask.shape)}"
+            )
+    if draw is not None and not (isinstance(draw, Tensor) and draw.dtype == torch.int64 and draw.ndim == 0):
+        raise ShapeError(f"draw is an int64 scalar tensor, such as mix.next_draw() gives, but got {draw!r}")
