@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from attnkit.errors import AttnkitError
-
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from attnkit_models.checkpoints.exchange import export_official, import_official, import_official_layer
 
 __all__ = ["export_official", "import_official", "import_official_layer"]
 
-_LATER = "is not part of this version yet; attnkit.build(name) makes the model with fresh weights"
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'attnkit_models' has no attribute {name!r}")
+    value = getattr(importlib.import_module("attnkit_models.checkpoints.exchange"), name)
+    globals()[name] = value
+    return value
 
 
-def import_official(name: str, state_dict: Mapping[str, Tensor], hparams: Mapping[str, Any] | None = None) -> nn.Module:
-    """Loads the weights that a paper's authors published. Not part of this version yet.
-
-    Raises:
-        AttnkitError: always, in this version.
-    """
-    raise AttnkitError(f"import_official({name!r}, ...) {_LATER}")
-
-
-def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
-    """Writes a model's weights under the authors' names. Not part of this version yet.
-
-    Raises:
-        AttnkitError: always, in this version.
-    """
-    raise AttnkitError(f"export_official({name!r}, ...) {_LATER}")
-
-
-def import_official_layer(
-    upstream_class: str, state_dict: Mapping[str, Tensor], hparams: Mapping[str, Any]
-) -> nn.Module:
-    """Loads one module of an authors' code. Not part of this version yet.
-
-    Raises:
-        AttnkitError: always, in this version.
-    """
-    raise AttnkitError(f"import_official_layer({upstream_class!r}, ...) {_LATER}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

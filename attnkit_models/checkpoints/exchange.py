@@ -1,0 +1,180 @@
+"""Exchange: weights from an authors' state dict into our model and back, all of them or none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+import attnkit
+from attnkit import registry
+from attnkit.errors import CheckpointError, ConfigError
+from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.checkpoints.family import FAMILIES, RELEASED, Family, family_named, layer_named
+from attnkit_models.checkpoints.keys import KeyTable, Pair, inward, outward
+
+# How many names an error shows of each kind.
+SHOWN = 4
+# Under which entries training code keeps the model's state dict, and what data parallelism puts before names.
+WRAPPERS = ("model", "state_dict", "params")
+PARALLEL = "module."
+
+
+def import_official(name: str, state_dict: Mapping[str, Any], hparams: Mapping[str, Any] | None = None) -> nn.Module:
+    """Loads the weights of a paper's authors into attnkit's model.
+
+    Args:
+        name: a released model, such as `"biformer_tiny"`; or a family, such as `"biformer"`.
+        state_dict: the authors' names to tensors, or a checkpoint that holds them under `"model"`, `"state_dict"` or
+            `"params"`; names may begin with `module.`, as data parallelism leaves them.
+        hparams: the arguments of the authors' constructor, for a family; None for a released model.
+
+    Returns:
+        The model in evaluation mode, with every weight loaded.
+
+    Raises:
+        ConfigError: for an unknown name or argument, or arguments that were left out or are not wanted.
+        CheckpointError: for names or shapes that do not fit, with the first few of each kind and a guess of the family.
+    """
+    family = family_named(name)
+    config = _config(name, family, hparams)
+    model = attnkit.build(config)
+    load(model, family.table(config), state_dict, what=f"the state dict for {name!r}", family=family.name)
+    return model.eval()
+
+
+def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Writes a model's weights under the names and in the shapes of the authors' code: `import_official` backwards.
+
+    Args:
+        name: a released model or a family, as for `import_official`.
+        model: a model of that family.
+
+    Returns:
+        The authors' names to new tensors.
+
+    Raises:
+        ConfigError: for an unknown name.
+        CheckpointError: for a model of another kind.
+    """
+    family = family_named(name)
+    config = getattr(model, "config", None)
+    try:
+        if not isinstance(config, ModelConfig):
+            raise KeyError(type(model).__name__)
+        pairs = family.table(config).pairs(model.state_dict())
+    except (KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"this model cannot be written as a {family.name!r} of its authors: {error}") from None
+    return {key: tensor.clone() for key, tensor in outward(pairs, model.state_dict()).items()}
+
+
+def import_official_layer(
+    upstream_class: str, state_dict: Mapping[str, Any], hparams: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Loads one module of an authors' code, such as the attention layer out of someone's detector.
+
+    Args:
+        upstream_class: the name of the authors' class, such as `"BiLevelRoutingAttention"`.
+        state_dict: the module's state dict.
+        hparams: the arguments of the authors' constructor.
+
+    Returns:
+        A module in evaluation mode whose inputs and outputs lie as the authors' do.
+
+    Raises:
+        ConfigError: for an unknown class or argument.
+        CheckpointError: for names or shapes that do not fit.
+    """
+    layer = layer_named(upstream_class)
+    arguments = dict(hparams or {})
+    module = layer.build(arguments)
+    load(module, layer.table(arguments), state_dict, what=f"the state dict for a {upstream_class}", family=None)
+    return module.eval()
+
+
+def load(model: nn.Module, table: KeyTable, state_dict: Mapping[str, Any], *, what: str, family: str | None) -> None:
+    """Loads a whole state dict of the authors, or raises and leaves the model as it was."""
+    theirs = unwrapped(state_dict)
+    ours = model.state_dict()
+    pairs = table.pairs(ours)
+    found = problems(pairs, ours, theirs)
+    if found:
+        guessed = guess(theirs)
+        hint = f"; it looks like a state dict of {guessed!r}" if guessed and guessed != family else ""
+        raise CheckpointError(f"{what} does not fit: {'; '.join(found)}{hint}")
+    model.load_state_dict(inward(pairs, theirs))
+
+
+def problems(pairs: list[Pair], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded."""
+    wanted = outward(pairs, {name: tensor.to("meta") for name, tensor in ours.items()})
+    missing = [key for key in wanted if key not in theirs]
+    unknown = [key for key in theirs if key not in wanted]
+    shapes = [
+        f"{key} {tuple(theirs[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in theirs and theirs[key].shape != wanted[key].shape
+    ]
+    kinds = [
+        f"{key} of {theirs[key].dtype}"
+        for key in wanted
+        if key in theirs and theirs[key].is_floating_point() != wanted[key].is_floating_point()
+    ]
+    found = []
+    for some, one, many in (
+        (missing, "is missing", "are missing"),
+        (unknown, "is not known", "are not known"),
+        (shapes, "has another shape", "have another shape"),
+        (kinds, "has another dtype", "have another dtype"),
+    ):
+        if some:
+            found.append(f"{len(some)} {one if len(some) == 1 else many} ({_some(some)})")
+    return found
+
+
+def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The names and tensors inside a checkpoint.
+
+    Raises:
+        CheckpointError: if there are none.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"a state dict maps names to tensors, but got {type(state_dict).__name__}")
+    inner: Mapping[str, Any] = state_dict
+    while held := [inner[name] for name in WRAPPERS if isinstance(inner.get(name), Mapping)]:
+        inner = held[0]
+    bad = [key for key, value in inner.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if bad or not inner:
+        seen = f"{bad[0]!r} holds {type(inner[bad[0]]).__name__}" if bad else "it is empty"
+        raise CheckpointError(f"a state dict maps names to tensors, but {seen}")
+    if all(key.startswith(PARALLEL) for key in inner):
+        inner = {key[len(PARALLEL) :]: value for key, value in inner.items()}
+    return dict(inner)
+
+
+def guess(theirs: Iterable[str]) -> str | None:
+    """The family whose telltale name stands among the names, or None."""
+    names = list(theirs)
+    for name in FAMILIES:
+        if any(re.fullmatch(family_named(name).telltale, key) for key in names):
+            return name
+    return None
+
+
+def _config(name: str, family: Family, hparams: Mapping[str, Any] | None) -> ModelConfig:
+    if name in RELEASED and (name not in FAMILIES or hparams is None):
+        if hparams is not None:
+            raise ConfigError(f"{name!r} is a released model and takes no hparams; give them with {family.name!r}")
+        config = registry.recipe(name)()
+        assert isinstance(config, ModelConfig)
+        return config
+    if hparams is None:
+        released = [one for one, of in RELEASED.items() if of == name]
+        raise ConfigError(f"{name!r} is a family and needs hparams, or give a released model: {', '.join(released)}")
+    return family.config(hparams)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,92 @@
+"""Family: what has to be known about an authors' code to exchange weights with it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from attnkit.errors import ConfigError, did_you_mean
+from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.checkpoints.keys import KeyTable
+
+
+@dataclass(frozen=True)
+class Family:
+    """One authors' code.
+
+    Attributes:
+        name: its name, as `import_official` takes it.
+        config: the options of our model from the arguments of the authors' constructor.
+        table: the names of such a model.
+        telltale: a name that only this family's state dicts have, as a regular expression.
+        released: recipes whose weights the authors published, or could have: names of recipes to their arguments.
+    """
+
+    name: str
+    config: Callable[[Mapping[str, Any]], ModelConfig]
+    table: Callable[[ModelConfig], KeyTable]
+    telltale: str
+    released: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module of an authors' code, carried alone.
+
+    Attributes:
+        build: our module from the arguments of the authors' constructor, with the inputs and outputs of theirs.
+        table: its names, from the same arguments.
+    """
+
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    table: Callable[[Mapping[str, Any]], KeyTable]
+
+
+# Where the families and layers are; each module is imported on use.
+FAMILIES: dict[str, str] = {
+    "biformer": "attnkit_models.checkpoints.biformer:BIFORMER",
+    "biformer_stl": "attnkit_models.checkpoints.biformer:BIFORMER_STL",
+    "biformer_stl_nchw": "attnkit_models.checkpoints.biformer:BIFORMER_STL_NCHW",
+}
+
+RELEASED: dict[str, str] = {
+    "biformer_tiny": "biformer",
+    "biformer_small": "biformer",
+    "biformer_base": "biformer",
+    "biformer_stl": "biformer_stl",
+    "biformer_stl_nchw": "biformer_stl_nchw",
+}
+
+LAYERS: dict[str, str] = {}
+
+
+def family_named(name: str) -> Family:
+    """A family by its own name or that of a released model.
+
+    Raises:
+        ConfigError: if there is none, naming the nearest.
+    """
+    known = {**FAMILIES, **RELEASED}
+    if name not in known:
+        raise ConfigError(f"unknown official model {name!r}{did_you_mean(name, known)} (models: {', '.join(known)})")
+    return _load(FAMILIES[RELEASED.get(name, name)])
+
+
+def layer_named(name: str) -> Layer:
+    """A layer by the name of the authors' class.
+
+    Raises:
+        ConfigError: if there is none, naming the nearest.
+    """
+    if name not in LAYERS:
+        raise ConfigError(f"unknown official layer {name!r}{did_you_mean(name, LAYERS)} (layers: {', '.join(LAYERS)})")
+    return _load(LAYERS[name])
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

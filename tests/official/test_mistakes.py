@@ -1,0 +1,90 @@
+"""State dicts that do not fit: one error with the first few of each kind and a guess; nothing half-loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnkit
+from attnkit.errors import CheckpointError, ConfigError
+from attnkit_models import export_official, import_official, import_official_layer
+from attnkit_models.checkpoints.biformer import biformer_table
+from attnkit_models.checkpoints.exchange import load
+
+
+@pytest.fixture(scope="module")
+def state():
+    return export_official("biformer_tiny", attnkit.build("biformer_tiny"))
+
+
+def test_what_is_missing_unknown_and_of_another_shape_is_told_at_once(state):
+    spoiled = dict(state)
+    for key in ("norm.weight", "head.bias"):
+        del spoiled[key]
+    spoiled["norm.wieght"] = state["norm.weight"]
+    spoiled["head.weight"] = torch.zeros(10, 512)
+    spoiled["norm.bias"] = torch.zeros(512, dtype=torch.int64)
+    with pytest.raises(CheckpointError) as caught:
+        import_official("biformer_tiny", spoiled)
+    assert str(caught.value) == (
+        "the state dict for 'biformer_tiny' does not fit: 2 are missing (norm.weight, head.bias); "
+        "1 is not known (norm.wieght); 1 has another shape (head.weight (10, 512) instead of (1000, 512)); "
+        "1 has another dtype (norm.bias of torch.int64)"
+    )
+
+
+def test_another_family_is_guessed(state):
+    with pytest.raises(CheckpointError, match=r"it looks like a state dict of 'biformer'$"):
+        import_official("biformer_stl", state)
+    with pytest.raises(CheckpointError, match=r"238 are not known \(downsample_layers.0.3.weight, .*, \.\.\.\)"):
+        import_official("biformer_stl", state)
+
+
+def test_nothing_is_half_loaded(state):
+    model = attnkit.build("biformer_tiny")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    spoiled = {**state, "head.weight": torch.zeros(10, 512), "norm.weight": torch.full((512,), 3.0)}
+    with pytest.raises(CheckpointError):
+        load(model, biformer_table(model.config), spoiled, what="it", family="biformer")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda one: {"model": one, "epoch": 3}, lambda one: {"state_dict": {"model": one}}]
+)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_wrapped_checkpoints(state, wrapped, parallel):
+    inner = {f"module.{key}": value for key, value in state.items()} if parallel else state
+    again = export_official("biformer_tiny", import_official("biformer_tiny", wrapped(inner)))
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "message"),
+    [
+        ([1, 2], "maps names to tensors, but got list"),
+        ({}, "maps names to tensors, but it is empty"),
+        ({"model": {"head.weight": "x"}}, "maps names to tensors, but 'head.weight' holds str"),
+        ({3: torch.zeros(1)}, "maps names to tensors, but 3 holds Tensor"),
+    ],
+)
+def test_no_state_dict(state_dict, message):
+    with pytest.raises(CheckpointError, match=message):
+        import_official("biformer_tiny", state_dict)
+
+
+def test_names_and_arguments(state):
+    with pytest.raises(ConfigError, match="unknown official model 'biformer_tinny'; did you mean 'biformer_tiny'"):
+        import_official("biformer_tinny", state)
+    with pytest.raises(ConfigError, match="'biformer_tiny' is a released model and takes no hparams; give them with"):
+        import_official("biformer_tiny", state, {"depth": [1]})
+    with pytest.raises(ConfigError, match="'biformer' is a family and needs hparams, or give a released"):
+        import_official("biformer", state)
+    with pytest.raises(ConfigError, match="unknown official layer 'Attn'"):
+        import_official_layer("Attn", state)
+
+
+def test_models_of_another_kind_cannot_be_written():
+    for model in (attnkit.build("vit_micro"), torch.nn.Linear(2, 2)):
+        with pytest.raises(CheckpointError, match="cannot be written as a 'biformer' of its authors"):
+            export_official("biformer_tiny", model)
