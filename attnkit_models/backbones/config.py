@@ -8,6 +8,9 @@ from typing import Literal
 from attnkit.blocks import BlockStyle
 from attnkit.options import Options, positive
 
+# Deeper than any model there is; a mistyped number would otherwise be built block by block without end.
+MOST_BLOCKS = 1000
+
 
 @dataclass(frozen=True)
 class ModelConfig(Options):
@@ -63,3 +66,10 @@ class ModelConfig(Options):
         """`img_size` as (height, width)."""
         size = self.img_size
         return size if isinstance(size, tuple) else (size, size)
+
+
+def block_count(depth: int) -> list[str]:
+    """Problems for a number of blocks."""
+    if depth > MOST_BLOCKS:
+        return [f"depth={depth}: must be <= {MOST_BLOCKS} blocks"]
+    return positive(depth=depth)

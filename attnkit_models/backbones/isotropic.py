@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from attnkit.blocks import BlockConfig, BlockStyle
 from attnkit.grid import Grid
 from attnkit.heads import Mix
-from attnkit.options import positive
-from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.backbones.config import ModelConfig, block_count
 from attnkit_models.backbones.stem import ConvNorm, init_weights
 from attnkit_models.backbones.vision_model import FeatureInfo, VisionModel, drop_rates, finished, make_head
 
@@ -27,7 +26,7 @@ class IsotropicConfig(ModelConfig):
 
     Args:
         stem: convolutions that turn the image into tokens, at least one.
-        depth: number of blocks, >= 1.
+        depth: number of blocks, 1 to 1000.
         mix: the head mix of every block.
         class_token: put a learned token before the image's.
         pos_embed: `"learned"` adds a table of the training size, resized for other sizes; `"none"`.
@@ -70,7 +69,7 @@ class IsotropicConfig(ModelConfig):
         return Grid(*sizes, prefix=int(self.class_token))
 
     def problems(self) -> list[str]:
-        found = super().problems() + positive(depth=self.depth)
+        found = super().problems() + block_count(self.depth)
         if not self.stem:
             found.append("stem=(): an isotropic model needs at least one convolution that makes tokens")
         elif self.mix.output_stride != 1 or self.mix.out_dim not in (None, self.dim):

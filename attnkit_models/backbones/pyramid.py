@@ -14,7 +14,7 @@ from attnkit.blocks import BlockConfig, BlockStyle
 from attnkit.grid import Grid
 from attnkit.heads import Mix
 from attnkit.options import Options, positive
-from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.backbones.config import ModelConfig, block_count
 from attnkit_models.backbones.stem import ConvNorm, init_weights, make_norm
 from attnkit_models.backbones.vision_model import FeatureInfo, VisionModel, drop_rates, finished, make_head
 
@@ -25,7 +25,7 @@ class Stage(Options):
 
     Args:
         dim: width of the blocks' input, >= 1.
-        depth: number of blocks, >= 1; exactly 1 where the mix has a stride or another output width.
+        depth: number of blocks, 1 to 1000; exactly 1 where the mix has a stride or another output width.
         mix: the head mix of every block.
         merge: convolution before the blocks, which makes the map coarser.
         block: what the blocks are like beside their mix, where not as in the rest of the model.
@@ -51,7 +51,7 @@ class Stage(Options):
         return self.mix.output_stride != 1 or self.out_dim != self.dim
 
     def problems(self) -> list[str]:
-        found = positive(dim=self.dim, depth=self.depth)
+        found = positive(dim=self.dim) + block_count(self.depth)
         if self.depth > 1 and self.reshapes:
             found.append(f"depth={self.depth}: a stage whose mix has a stride or another output width has one block")
         if self.merge is not None and self.merge.dim != self.dim:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnkit.errors import ShapeError
 from attnkit.options import Options, positive
 from attnkit.primitives.learned_query import lecun_normal
 
@@ -46,6 +47,8 @@ class ConvNorm(Options):
         found = positive(dim=self.dim, kernel=self.kernel, stride=self.stride)
         if self.padding is not None and self.padding < 0:
             found.append(f"padding={self.padding}: must be >= 0 pixels or None")
+        if not 0 < self.norm_eps < float("inf"):
+            found.append(f"norm_eps={self.norm_eps}: must be a finite number > 0")
         return found
 
     def build(self, in_dim: int) -> ConvNormLayer:
@@ -87,11 +90,23 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class MapBatchNorm(nn.BatchNorm2d):
+    """Batch norm that says in which training it cannot work."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            raise ShapeError(
+                f"batch norm cannot train on one image that has shrunk to one token, {tuple(input.shape)}; take more "
+                "images a batch or larger ones"
+            )
+        return super().forward(input)
+
+
 def make_norm(kind: str, dim: int, eps: float) -> nn.Module:
     """The norm of a name for (B, C, H, W); batch norms keep PyTorch's epsilon of 1e-5."""
     if kind == "none":
         return nn.Identity()
-    return nn.BatchNorm2d(dim) if kind == "batch" else ChannelNorm(dim, eps=eps)
+    return MapBatchNorm(dim) if kind == "batch" else ChannelNorm(dim, eps=eps)
 
 
 def init_weights(module: nn.Module, start: str = "trunc_normal") -> None:

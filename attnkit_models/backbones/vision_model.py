@@ -228,11 +228,13 @@ def take_indices(levels: int, indices: int | Sequence[int] | None) -> list[int]:
     """Level numbers from a list, a count of last levels, or None for all; negative ones count from the end."""
     if indices is None:
         return list(range(levels))
-    if isinstance(indices, int):
+    if type(indices) is int:
         if not 1 <= indices <= levels:
             raise ConfigError(f"there are {levels} feature levels, so the last {indices} cannot be taken")
         return list(range(levels - indices, levels))
-    bad = [index for index in indices if not isinstance(index, int) or not -levels <= index < levels]
+    if not isinstance(indices, (list, tuple, range)):
+        raise ConfigError(f"feature levels are a list such as [0, -1], or a number for the last ones; got {indices!r}")
+    bad = [index for index in indices if type(index) is not int or not -levels <= index < levels]
     if bad or not indices:
         raise ConfigError(f"feature levels must be numbers in {-levels}..{levels - 1}, but got {list(indices)}")
     return sorted({index % levels for index in indices})

@@ -120,3 +120,16 @@ def test_values_that_cannot_be(name, changes, says):
         attnkit.build(name, **changes)
     assert says in str(caught.value) or re.search(says, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "path"), [("vit_micro", "depth"), ("bigbird_vit_micro", "stages[1].depth")])
+def test_a_depth_that_nobody_can_mean(name, path):
+    for depth, said in ((10**9, "must be <= 1000 blocks"), (0, "must be >= 1")):
+        with pytest.raises(ConfigError, match=f"depth={depth}: {said}"):
+            factory.override(factory.config(name), {path: depth})
+
+
+@pytest.mark.parametrize("norm_eps", [0.0, -1e-6, float("nan"), float("inf")])
+def test_an_epsilon_of_a_stem_that_cannot_be(norm_eps):
+    with pytest.raises(ConfigError, match=r"norm_eps=.*must be a finite number > 0"):
+        factory.override(factory.config("vit_micro"), {"stem[0].norm_eps": norm_eps})

@@ -100,3 +100,10 @@ def test_a_pyramid_has_the_four_usual_levels(family):
     assert model.feature_info.reduction() == [4, 8, 16, 32]
     width = model.feature_info.channels()[0]
     assert model.feature_info.channels() == [width, 2 * width, 4 * width, 8 * width]
+
+
+@pytest.mark.parametrize("indices", [1.0, "01", [None], [0.5], [True], {0}, [], True, 0])
+def test_levels_that_cannot_be(indices):
+    model = attnkit.build("vit_micro", depth=2).eval()
+    with pytest.raises(ConfigError, match="feature level"):
+        model.forward_intermediates(torch.zeros(1, 3, 8, 8), indices)

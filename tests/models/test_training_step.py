@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import attnkit
 from attnkit.blocks import DropPath
+from attnkit.errors import ShapeError
 from attnkit.primitives import HeadGroup
 
 
@@ -119,3 +121,11 @@ def test_double_precision_agrees_with_single(micro, images):
     x = images(2, 1, 32, 32)
     single = micro(x)
     torch.testing.assert_close(micro.double()(x.double()).float(), single, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norm_that_has_nothing_to_average_over_says_so(images):
+    model = attnkit.build("biformer_tiny", num_classes=2, **{"stages[*].depth": 1})
+    with pytest.raises(ShapeError, match=r"batch norm cannot train on one image that has shrunk to one token, \(1,"):
+        model(images(1, 3, 16, 16))
+    assert model(images(2, 3, 16, 16)).shape == (2, 2)
+    assert model.eval()(images(1, 3, 16, 16)).isfinite().all()
