@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 import attnkit
 from attnkit.errors import CheckpointError
+from attnkit_models.train.paths import is_file
+from attnkit_models.train.plaindata import parse_json
 
 HEADER = "attnkit"
 
@@ -84,7 +86,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is no such file, or it is no checkpoint that attnkit wrote.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(
             f"there is no checkpoint {path}; pass a .safetensors file or a folder that attnkit train wrote"
         )
@@ -94,10 +96,10 @@ def read_header(path: Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a safetensors checkpoint: {' '.join(str(error).split())}") from error
     beside = path.with_suffix(".json")
-    text = metadata.get(HEADER) or (beside.read_text(encoding="utf-8") if beside.is_file() else "")
     try:
-        header = json.loads(text)
-    except ValueError:
+        text = metadata.get(HEADER) or (beside.read_text(encoding="utf-8") if beside.is_file() else "")
+        header = parse_json(text)
+    except (OSError, ValueError):
         header = None
     if not isinstance(header, dict):
         raise CheckpointError(
@@ -114,21 +116,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: if the file cannot be read.
     """
     try:
-        return read_tensors(path.read_bytes())
-    except (safetensors.SafetensorError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from error
+    return unpack(content, source=str(path))
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Puts weights into a model, all of them or none.
+def unpack(content: bytes, *, source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's content, on the CPU.
+
+    Raises:
+        CheckpointError: if the content is damaged, or of a dtype that this PyTorch does not have.
+    """
+    try:
+        return read_tensors(content)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {source} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Makes sure that weights fit a model, which may be on the device "meta".
 
     Args:
-        model: the model to fill.
-        weights: its state dict.
+        model: the model.
+        weights: what should be its state dict.
         source: where the weights come from, for messages.
 
     Raises:
-        CheckpointError: if names or shapes differ, with the first few of each kind.
+        CheckpointError: if names, shapes or kinds of numbers differ, with the first few of each.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in weights]
@@ -138,9 +153,21 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
+    # Of another precision they may be, but no integers for floats.
+    dtypes = [
+        f"{name} {weights[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in weights and _number(weights[name]) != _number(own[name])
+    ]
+    found_by_kind = (
+        ("missing", missing),
+        ("unknown", extra),
+        ("of another shape", shapes),
+        ("of other numbers", dtypes),
+    )
     problems = [
         f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-        for what, found in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
+        for what, found in found_by_kind
         if found
     ]
     if problems:
@@ -148,7 +175,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
             f"{source} holds the weights of another model than {type(model).__name__}: "
             f"of its {len(own)} tensors " + ", ".join(problems)
         )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Puts weights into a model, all of them or none; arguments and errors as in `check_weights`."""
+    check_weights(model, weights, source=source)
     model.load_state_dict(dict(weights))
+
+
+def _number(tensor: Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def versions() -> dict[str, str]:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attnkit import factory
 from attnkit.errors import ConfigError, did_you_mean
 from attnkit_models.train.mistakes import Mistakes
 from attnkit_models.train.options import TrainOptions
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number: YAML 1.1 wants a dot in it and would call it a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+from attnkit_models.train.plaindata import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -44,12 +31,14 @@ def read_config(path: Path) -> ConfigFile:
         ConfigError: if the file cannot be read, is no YAML mapping, or names unknown sections.
     """
     try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
         raise ConfigError(f"configuration file {path} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        plain = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from error
     if not isinstance(plain, dict) or not plain:
         raise ConfigError(
             f"configuration file {path} must hold a model's options or a 'model:' section, but holds {plain!r}"
@@ -102,8 +91,8 @@ def read_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             if path in overrides:
                 raise ConfigError(f"--set gives {path!r} twice, {overrides[path]!r} and {text}; keep one")
             try:
-                overrides[path] = yaml.load(text, Loader=_Loader)
-            except yaml.YAMLError as error:
+                overrides[path] = parse_yaml(text)
+            except ValueError as error:
                 raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
     mistakes.told()
     return overrides

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors.torch import load as unpack_tensors
 from torch import nn
 
 from attnkit.errors import CheckpointError
-from attnkit_models.train.checkpoint import explain, pack, versions, write_atomically, write_json
+from attnkit_models.train.checkpoint import explain, pack, unpack, versions, write_atomically, write_json
 from attnkit_models.train.data import ImageData
 from attnkit_models.train.distributed import on_main
 from attnkit_models.train.loop import Setup, evaluate, seed_epoch, train_epoch
@@ -110,7 +109,7 @@ def _restore(task: Task, setup: Setup, model: nn.Module, optimizer: torch.optim.
     if found is None:
         return fresh
     progress, content = found
-    unpack_state(path, model, optimizer, unpack_tensors(content))
+    unpack_state(path, model, optimizer, unpack(content, source=str(path)))
     if setup.accelerator.scaler and progress.scaler:
         setup.accelerator.scaler.load_state_dict(progress.scaler)
     return progress

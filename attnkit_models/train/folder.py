@@ -16,6 +16,7 @@ from attnkit.errors import ConfigError, DataError
 from attnkit_models.train.augment import Augmentation
 from attnkit_models.train.data import ImageData, ImageSet, stratified_split
 from attnkit_models.train.images import SUFFIXES, Preprocess, channel_statistics, read_image
+from attnkit_models.train.paths import is_file, is_folder
 
 VALIDATION_NAMES = ("val", "test", "valid", "validation")
 CACHE_BYTES = 2**30
@@ -119,8 +120,8 @@ def image_folder(
 
 def _parts(root: Path) -> list[Path]:
     """The folders that hold class folders: `[root]`, or `[root/train, root/val]`."""
-    if not root.is_dir():
-        what = "is a file" if root.is_file() else "does not exist"
+    if not is_folder(root):
+        what = "is a file" if is_file(root) else "does not exist"
         raise DataError(f"data folder {root} {what}; pass a folder of class folders, such as {root}/cat/1.jpg")
     inside = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     held_out = [name for name in VALIDATION_NAMES if name in inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from attnkit.errors import DataError
+from attnkit_models.train.options import LARGEST
+from attnkit_models.train.paths import is_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
@@ -55,9 +58,26 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`."""
-        height, width = plain["img_size"]
-        return cls((height, width), plain["channels"], tuple(plain["mean"]), tuple(plain["std"]))
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: with the reason, for what cannot be used.
+            KeyError: if something is missing.
+            TypeError: if something is no list or mapping where there should be one.
+        """
+        size, channels = tuple(plain["img_size"]), plain["channels"]
+        mean, std = tuple(plain["mean"]), tuple(plain["std"])
+        if len(size) != 2 or not all(type(side) is int and 1 <= side <= LARGEST for side in size):
+            raise ValueError(f"img_size={size} is no height and width in pixels")
+        if type(channels) is not int or channels not in (1, 3):
+            raise ValueError(f"channels={channels!r} is neither 1 nor 3")
+        if not all(type(one) in (int, float) and math.isfinite(one) for one in (*mean, *std)) or not all(
+            len(one) == channels for one in (mean, std)
+        ):
+            raise ValueError(f"mean={mean} and std={std} are no finite numbers for {channels} channels")
+        if min(std) <= 0:
+            raise ValueError(f"std={std} is not positive")
+        return cls(size, channels, mean, std)
 
 
 def channel_statistics(sums: Sequence[Tensor], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -87,7 +107,7 @@ def read_image(path: Path, img_size: tuple[int, int], channels: int) -> Tensor:
     Raises:
         DataError: if there is no such file, or it is empty, truncated, or no image.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"there is no image file {path}")
     if path.stat().st_size == 0:
         raise DataError(f"image {path} is an empty file (0 bytes)")
@@ -95,13 +115,15 @@ def read_image(path: Path, img_size: tuple[int, int], channels: int) -> Tensor:
         with Image.open(path) as picture:
             picture.load()
             upright = ImageOps.exif_transpose(picture)
+        if min(upright.size) < 1:
+            raise DataError(f"image {path} has {upright.width} x {upright.height} pixels; it needs at least 1 x 1")
+        eight_bit = _eight_bit(upright, path).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
     # A decoder that meets a broken file raises whatever its parsing ran into, not only OSError.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path} cannot be read ({reason})") from error
-    if min(upright.size) < 1:
-        raise DataError(f"image {path} has {upright.width} x {upright.height} pixels; it needs at least 1 x 1")
-    eight_bit = _eight_bit(upright, path).convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(eight_bit, (img_size[1], img_size[0]), method=Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(numpy.array(fitted, dtype=numpy.uint8))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()

@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 
 from attnkit.options import Options, positive
 
+# Pixels a side that images are ever scaled to.
+LARGEST = 2**14
+
 # What may differ between a run and its continuation: none of it changes a weight.
 FREE_ON_RESUME = ("workers",)
 
@@ -57,8 +60,8 @@ class TrainOptions(Options):
     def problems(self) -> list[str]:
         found = positive(epochs=self.epochs, batch_size=self.batch_size, grad_accum=self.grad_accum)
         sizes = self.img_size if isinstance(self.img_size, tuple) else (self.img_size,)
-        if any(size is not None and size < 1 for size in sizes):
-            found.append(f"img_size={self.img_size}: must be >= 1 pixel a side")
+        if any(size is not None and not 1 <= size <= LARGEST for size in sizes):
+            found.append(f"img_size={self.img_size}: must be 1 to {LARGEST} pixels a side")
         if not 0 < self.lr < float("inf"):
             found.append(f"lr={self.lr}: must be > 0, such as 0.001")
         if not 0 <= self.weight_decay < float("inf"):

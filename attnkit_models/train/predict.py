@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import attnkit
 from attnkit.errors import CheckpointError, ConfigError, DataError
-from attnkit_models.train.checkpoint import load_weights, read_header, read_weights
+from attnkit_models.train.checkpoint import check_weights, load_weights, read_header, read_weights
 from attnkit_models.train.images import Preprocess
 from attnkit_models.train.rundir import find_weights
 
@@ -35,11 +35,23 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, image: Path, *, top: int = 3) -> list[tuple[str, float]]:
         """The `top` likeliest classes of an image file with their probabilities, likeliest first."""
-        probabilities = self.model(self.preprocess.read(image)).float().softmax(dim=-1)[0]
+        probabilities = self.probabilities(self.preprocess.read(image))
         best = probabilities.topk(min(top, len(self.classes)))
         return [
             (self.classes[one], value) for one, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """The probability of every class, (classes,), for an image (1, channels, H, W) as `preprocess` reads it."""
+        logits = self.model(pixels)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, len(self.classes)):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise CheckpointError(
+                f"{self.label} gives {got} for one image, but its checkpoint names {len(self.classes)} classes; "
+                "train it again"
+            )
+        return logits.float().softmax(dim=-1)[0]
 
 
 def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None) -> Classifier:
@@ -57,16 +69,29 @@ def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None
     if header.get("kind") != "weights":
         raise CheckpointError(f"{weights} is a training state; pass the best.safetensors or last.safetensors beside it")
     try:
-        config, classes, preprocess = (
-            header["model"],
-            tuple(header["classes"]),
-            Preprocess.from_dict(header["preprocess"]),
-        )
+        config, classes = header["model"], header["classes"]
+        preprocess = Preprocess.from_dict(header["preprocess"])
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"classes={classes!r} is no list of names")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{weights} does not say how to use it ({error} is missing); train it again") from error
-    model = (build or attnkit.build)(config)
-    load_weights(model, read_weights(weights), source=str(weights))
-    return Classifier(model.eval(), classes, preprocess, header.get("label", type(model).__name__))
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{weights} does not say how to use it ({reason}); train it again") from error
+    tensors = read_weights(weights)
+    make = build or attnkit.build
+    try:
+        # Without memory first: a configuration may ask for any amount of it, the weights' file cannot.
+        with torch.device("meta"):
+            check_weights(make(config), tensors, source=str(weights))
+        model = make(config)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"{weights} describes a model that cannot be built ({' '.join(str(error).split())})"
+        ) from error
+    load_weights(model, tensors, source=str(weights))
+    label = header.get("label")
+    return Classifier(
+        model.eval(), tuple(classes), preprocess, label if isinstance(label, str) else type(model).__name__
+    )
 
 
 def draw_image(checkpoint: str, image: Path, out: str) -> None:
@@ -75,6 +100,7 @@ def draw_image(checkpoint: str, image: Path, out: str) -> None:
 
     classifier = load_classifier(Path(checkpoint))
     pixels = classifier.preprocess.read(image)
+    classifier.probabilities(pixels)  # the checkpoint's model and classes belong together
     title = predicted(classifier.model, pixels, classifier.classes)
     attnkit.analysis.draw_attention(classifier.model, pixels, out, title=title)
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from attnkit.errors import CheckpointError
-from attnkit_models.train.checkpoint import load_weights, pack, read_header
+from attnkit_models.train.checkpoint import check_weights, load_weights, pack, read_header
 from attnkit_models.train.options import FREE_ON_RESUME
 
 WEIGHTS = "model/"
 OPTIMIZER = "optimizer/"
+# What the optimizer remembers of every parameter that ever got a gradient.
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -67,21 +69,67 @@ def read_progress(path: Path) -> Progress:
     header = read_header(path)
     if header.pop("kind", None) != "resume":
         raise CheckpointError(f"{path} holds weights only and cannot continue a run; --resume needs resume.safetensors")
+    right = {"epoch": int, "history": list, "identity": dict, "scaler": dict}
+    wrong = [name for name, kind in right.items() if type(header.get(name)) is not kind]
+    if wrong or len(header) > len(right) or not all(map(_is_record, header["history"])):
+        raise CheckpointError(
+            f"{path} does not say how far its run came ({', '.join(wrong) or 'history'} cannot be used); start anew "
+            "with --overwrite"
+        )
+    if header["epoch"] != len(header["history"]):
+        raise CheckpointError(
+            f"{path} is of epoch {header['epoch']} but tells of {len(header['history'])}; start anew with --overwrite"
+        )
     return Progress(**header)
 
 
+def _is_record(found: Any) -> bool:
+    """Whether this is the record of an epoch, with what the choice of the best one needs."""
+    if not isinstance(found, dict):
+        return False
+    return type(found.get("epoch")) is int and type(found.get("val_accuracy")) in (int, float)
+
+
 def unpack_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts a resume file's tensors back into the model and its optimizer."""
-    weights = {name.removeprefix(WEIGHTS): one for name, one in tensors.items() if name.startswith(WEIGHTS)}
-    load_weights(model, weights, source=str(path))
+    """Puts a resume file's tensors back into the model and its optimizer, all of them or none.
+
+    Raises:
+        CheckpointError: if they are not those of this model and of an optimizer of its parameters.
+    """
     parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        if name.startswith(OPTIMIZER):
-            key, _, owner = name.removeprefix(OPTIMIZER).partition("/")
-            parameter = parameters[owner]
+    weights = {name.removeprefix(WEIGHTS): one for name, one in tensors.items() if name.startswith(WEIGHTS)}
+    others = {name: one for name, one in tensors.items() if not name.startswith(WEIGHTS)}
+    check_weights(model, weights, source=str(path))
+    state = _optimizer_state(path, parameters, others)
+    load_weights(model, weights, source=str(path))
+    for owner, found in state.items():
+        parameter = parameters[owner]
+        for key, tensor in found.items():
             # Adam counts its steps on the CPU; what has the parameter's shape gets its memory layout too.
-            state = torch.empty_like(tensor) if key == "step" else torch.empty_like(parameter, dtype=tensor.dtype)
-            optimizer.state[parameter][key] = state.copy_(tensor)
+            place = torch.empty_like(tensor) if key == "step" else torch.empty_like(parameter, dtype=tensor.dtype)
+            optimizer.state[parameter][key] = place.copy_(tensor)
+
+
+def _optimizer_state(
+    path: Path, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer remembers of each parameter, checked against the parameters themselves."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, _, owner = name.removeprefix(OPTIMIZER).partition("/")
+        known = name.startswith(OPTIMIZER) and key in ADAM and owner in parameters
+        shape = parameters[owner].shape if known and key != "step" else ()
+        if not known or tensor.shape != shape or not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{path} holds {name!r} {tensor.dtype} {tuple(tensor.shape)}, which is no part of this model's "
+                "training state; start anew with --overwrite"
+            )
+        state.setdefault(owner, {})[key] = tensor
+    for owner, found in state.items():
+        if len(found) < len(ADAM):
+            missing = ", ".join(key for key in ADAM if key not in found)
+            raise CheckpointError(f"{path} lacks {missing} of {owner}; start anew with --overwrite")
+    return state
 
 
 def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:

@@ -22,7 +22,7 @@ from attnkit_models.train.data import ImageData, digits
 from attnkit_models.train.distributed import make_accelerator, on_main
 from attnkit_models.train.fit import fit, identity_of
 from attnkit_models.train.folder import image_folder
-from attnkit_models.train.options import TrainOptions
+from attnkit_models.train.options import LARGEST, TrainOptions
 from attnkit_models.train.progress import Reporter
 from attnkit_models.train.report import Summary, show_table
 from attnkit_models.train.task import Task, load_best, rehearse
@@ -133,8 +133,11 @@ def _load_data(
         # A folder's images can have any size, so the model says which suits it.
         size = DIGITS_SIZE if data is None else build(choice.source, **choice.overrides).img_size
     sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
-    if len(sizes) != 2 or not all(isinstance(one, int) and one >= 1 for one in sizes):
-        raise ConfigError(f"img_size={size!r} must be pixels a side such as 32, or [height, width] such as [96, 160]")
+    if len(sizes) != 2 or not all(isinstance(one, int) and 1 <= one <= LARGEST for one in sizes):
+        raise ConfigError(
+            f"img_size={size!r} must be pixels a side such as 32, or [height, width] such as [96, 160], "
+            f"at most {LARGEST}"
+        )
     height, width = sizes
     channels = choice.wanted("in_chans")
     if data is None:

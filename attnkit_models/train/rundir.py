@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from attnkit.errors import CheckpointError
 from attnkit_models.train.checkpoint import explain, write_atomically, write_json
+from attnkit_models.train.paths import is_file, is_folder
+from attnkit_models.train.plaindata import parse_json
 from attnkit_models.train.resume import check_identity, read_progress
 
 RUN, CURVES, COMPARISON, SAMPLES = "run.json", "curves.png", "comparison.json", "samples"
@@ -97,22 +98,19 @@ class RunFolder:
                 folder.rmdir()
 
     def _old_folders(self) -> list[Path]:
-        try:
-            models = json.loads((self.root / RUN).read_text(encoding="utf-8"))["models"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-        return [self.root / label for label in models] if len(models) > 1 else []
+        models = _labels(_read_run(self.root))
+        folders = [self.root / label for label in models]
+        return [folder for folder in folders if is_folder(folder)] if len(models) > 1 else []
 
     def _compare(self, identity: Mapping[str, Any]) -> str:
         """Refuses another run; returns what may make a difference to the last digit."""
-        try:
-            found = json.loads((self.root / RUN).read_text(encoding="utf-8"))
-            before = tuple(found["models"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        found = _read_run(self.root)
+        before = _labels(found)
+        if not before:
             raise CheckpointError(
                 f"{self.root} holds files of a run but no readable {RUN}, so it cannot be resumed; "
                 "replace it with --overwrite or choose another --out"
-            ) from error
+            )
         if before != self.labels:
             raise CheckpointError(
                 f"{self.root} holds a run of {' and '.join(before)}, not of {' and '.join(self.labels)}; "
@@ -150,21 +148,32 @@ class RunFolder:
             )
 
 
+def _read_run(root: Path) -> dict[str, Any]:
+    """What a run's folder says about it; nothing where that cannot be read."""
+    try:
+        found = parse_json((root / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _labels(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models of a run; none where one is no plain name, which could lead out of the run's folder."""
+    models = run.get("models")
+    names = tuple(models) if isinstance(models, dict) else ()
+    return names if all(PurePath(name).name == name and name not in ("", "..") for name in names) else ()
+
+
 def find_weights(path: Path) -> Path:
     """The weights a path means: a checkpoint itself, or the best of a run's first model.
 
     Raises:
         CheckpointError: if the folder holds no run with weights.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return path
-    candidates = [path / BEST]
-    try:
-        models = json.loads((path / RUN).read_text(encoding="utf-8"))["models"]
-        candidates += [path / label / BEST for label in models]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    candidates = [path / BEST, *(path / label / BEST for label in _labels(_read_run(path)))]
     for candidate in candidates:
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     raise CheckpointError(f"{path} holds no {BEST}; pass a .safetensors file or a folder that attnkit train wrote")

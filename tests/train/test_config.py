@@ -26,7 +26,7 @@ def test_the_default_warm_up_fits_any_number_of_epochs(epochs, warmup):
         ({"epochs": 0}, "epochs=0): must be >= 1"),
         ({"batch_size": -3}, "batch_size=-3): must be >= 1"),
         ({"grad_accum": 0}, "grad_accum=0): must be >= 1"),
-        ({"img_size": 0}, "img_size=0): must be >= 1 pixel"),
+        ({"img_size": 0}, "img_size=0): must be 1 to 16384 pixels"),
         ({"lr": 0.0}, "lr=0.0): must be > 0"),
         ({"lr": float("nan")}, "lr=nan): must be > 0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1): must be >= 0"),
