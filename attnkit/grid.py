@@ -76,10 +76,6 @@ class Grid(metaclass=NamedArguments):
         """Number of all tokens, N = prefix + image tokens."""
         return self.prefix + self.image_tokens
 
-    def with_prefix(self, prefix: int) -> Grid:
-        """The same grid behind another number of prefix tokens."""
-        return Grid(*self.sizes, prefix=prefix)
-
     def strided(self, stride: Sizes) -> Grid:
         """The grid of every `stride`-th token along each axis, from the first on: sizes are ceil(size / stride)."""
         steps = self.per_axis(stride, "stride")

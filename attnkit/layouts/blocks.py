@@ -16,7 +16,6 @@ from attnkit.layouts.orders import (
     Order,
     cut_order,
     dilated_cuts,
-    inverse_slots,
     permuted_order,
     region_cuts,
     window_cuts,
@@ -191,8 +190,7 @@ class Blocks(Layout):
         query_block = (queries.slot // queries.token.shape[3]).expand(*shape, -1)
         key_block = (keys.slot // keys.token.shape[3]).expand(*shape, -1)
         rows = sees.expand(*shape, -1, -1).gather(2, query_block[..., None].expand(-1, -1, -1, count))
-        columns = key_block.clamp(min=0)[:, :, None].expand(-1, -1, rows.shape[2], -1)
-        inner = rows.gather(3, columns) & (keys.slot >= 0)[:, :, None]
+        inner = rows.gather(3, key_block[:, :, None].expand(-1, -1, rows.shape[2], -1))
         return self._masked(framed(inner, self.prefix, self.prefix))
 
     def visible(self) -> Tensor:
@@ -243,8 +241,3 @@ def _four_dimensional(order: Order) -> Order:
             f"Blocks needs an order of shape (R, T) or (B or 1, heads or 1, R, T), but got {tuple(token.shape)}"
         )
     return Order(token[None, None], slot[None, None], order.padded)
-
-
-def order_from_tokens(token: Tensor, tokens: int, prefix: int = 0) -> Order:
-    """An order from a table of tokens (..., R, T) with -1 in empty slots, for `tokens` image tokens."""
-    return Order(token.long(), inverse_slots(token.long(), tokens, prefix), padded=True)

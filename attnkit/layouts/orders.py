@@ -116,12 +116,3 @@ def permuted_order(permutation: Tensor, window: int, prefix: int) -> Order:
     if empty:
         token = torch.cat([token, token.new_full((*token.shape[:-1], empty), -1)], dim=-1)
     return Order(token.unflatten(-1, (count, window)), slot, padded=empty > 0)
-
-
-def inverse_slots(token: Tensor, tokens: int, prefix: int) -> Tensor:
-    """Slot of every image token in a (..., R, T) table of tokens; -1 for a token that stands in no slot."""
-    flat = token.flatten(-2)
-    place = torch.arange(flat.shape[-1], device=token.device).expand_as(flat)
-    target = torch.where(flat < 0, tokens, flat - prefix)
-    slots = torch.full((*flat.shape[:-1], tokens + 1), -1, dtype=torch.int64, device=token.device)
-    return slots.scatter(-1, target, place)[..., :tokens]

@@ -50,7 +50,6 @@ def test_equality_hash_and_copies(sizes, prefix):
         assert other == grid and hash(other) == hash(grid)
     assert Grid(*sizes, prefix=prefix + 1) != grid
     assert Grid(*sizes, 1, prefix=prefix) != grid
-    assert grid.with_prefix(7) == Grid(*sizes, prefix=7)
 
 
 def test_a_grid_does_not_change():

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from attnkit import Grid
 from attnkit.layouts import Blocks, cache
-from attnkit.layouts.blocks import order_from_tokens
-from attnkit.testing.strategies import grids, layout_cases, seeds
+from attnkit.testing.strategies import layout_cases
 
 
 @given(case=layout_cases(["blocks"]))
@@ -20,14 +18,6 @@ def test_slots_and_tokens_are_inverse(case):
         assert torch.equal(tokens.gather(2, slots) - layout.prefix, torch.arange(slots.shape[2]).expand_as(slots))
         assert (tokens >= 0).sum() == slots.numel()
         assert order.padded or bool((tokens >= 0).all())
-
-
-@given(grid=grids(), seed=seeds(), window=st.integers(1, 9))
-def test_orders_from_tables_of_tokens(grid, seed, window):
-    permutation = torch.rand(grid.image_tokens, generator=torch.Generator().manual_seed(seed)).argsort()
-    made = Blocks.permuted(permutation, window, prefix=grid.prefix)
-    again = Blocks(order_from_tokens(made.order.token, grid.image_tokens, grid.prefix), prefix=grid.prefix)
-    assert torch.equal(again.to_mask(), made.to_mask())
 
 
 def test_a_cut_is_made_once():

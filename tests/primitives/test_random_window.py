@@ -96,7 +96,7 @@ def test_evaluation_is_a_function_of_seed_layer_and_size():
     for _ in range(3):
         mix.train()(torch.zeros(1, 20, 4), GRID)
     assert torch.equal(windows_of(mix.eval(), GRID), first)
-    assert torch.equal(windows_of(mix, GRID.with_prefix(2)), first)
+    assert torch.equal(windows_of(mix, Grid(*GRID.sizes, prefix=2)), first)
     others = [
         windows_of(fresh(seed=1).eval(), GRID),
         windows_of(fresh(layer=1).eval(), GRID),
