@@ -59,6 +59,11 @@ class NamedArguments(ABCMeta):
         return {**kwargs, **given}, found
 
 
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether a value is an integer (a truth value is none) and not less than `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def name_mistakes(
     given: Iterable[Any], options: Sequence[str], required: Mapping[str, str], label: str
 ) -> tuple[list[str], dict[Any, str]]:

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attnkit.arguments import NamedArguments
-from attnkit.errors import ShapeError
+from attnkit.arguments import NamedArguments, is_count
+from attnkit.errors import ShapeError, shown
 
 Sizes: TypeAlias = "int | tuple[int, ...] | list[int]"
 
@@ -40,10 +40,10 @@ class Grid(metaclass=NamedArguments):
             sizes = (*sizes, height)
         if width is not None:
             sizes = (*sizes, width)
-        if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
-            raise ShapeError(f"Grid needs one or more sizes, each an integer >= 1 token, but got {sizes}")
-        if not isinstance(prefix, int) or isinstance(prefix, bool) or prefix < 0:
-            raise ShapeError(f"Grid(prefix=...) is a number of tokens, an integer >= 0, but got {prefix!r}")
+        if not sizes or not all(is_count(size, 1) for size in sizes):
+            raise ShapeError(f"Grid needs one or more sizes, each an integer >= 1 token, but got {shown(sizes)}")
+        if not is_count(prefix):
+            raise ShapeError(f"Grid(prefix=...) is a number of tokens, an integer >= 0, but got {shown(prefix)}")
         object.__setattr__(self, "sizes", tuple(sizes))
         object.__setattr__(self, "prefix", prefix)
 
@@ -97,9 +97,8 @@ class Grid(metaclass=NamedArguments):
             ShapeError: for another length, or a number below 1.
         """
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.ndim
-        good = all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in values)
-        if len(values) != self.ndim or not good:
-            raise ShapeError(f"{what} is an integer >= 1 or one per axis of {self}, but got {value!r}")
+        if len(values) != self.ndim or not all(is_count(one, 1) for one in values):
+            raise ShapeError(f"{what} is an integer >= 1 or one per axis of {self}, but got {shown(value)}")
         return values
 
     def check_tokens(self, tokens: int, what: str = "x") -> None:

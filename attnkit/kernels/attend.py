@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from attnkit.errors import ConfigError
+from attnkit.errors import ConfigError, shown
 from attnkit.kernels import dispatch
 from attnkit.kernels.call import AttendCall, PairValues, check_call, check_tensors
 from attnkit.kernels.precision import autocasting, without_autocast
@@ -80,9 +80,7 @@ def attend(
         BackendError: if a backend was asked for that cannot run the call, with its reasons.
     """
     if not isinstance(layout, Layout):
-        raise ConfigError(
-            f"attend needs a layout such as attnkit.layouts.Dense(Nq, Nk), but got {type(layout).__name__}"
-        )
+        raise ConfigError(f"attend needs a layout such as attnkit.layouts.Dense(Nq, Nk), but got {shown(layout)}")
     check_tensors(q, k, v)
     call = AttendCall(q, k, v, layout, q.shape[-1] ** -0.5 if scale is None else scale, bias, gain, return_lse)
     check_call(call)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from attnkit.errors import ShapeError
+from attnkit.errors import ShapeError, shown
 from attnkit.layouts import Layout, RelativeTable
 
 PairValues: TypeAlias = "Tensor | RelativeTable"
@@ -91,7 +91,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raises `ShapeError` with one sentence for q, k and v that do not fit each other."""
     for name, one in (("q", q), ("k", k), ("v", v)):
         if not isinstance(one, Tensor):
-            raise ShapeError(f"attend needs q, k and v as tensors, but {name} is {type(one).__name__}")
+            raise ShapeError(f"attend needs q, k and v as tensors, but got {shown(one)} as {name}")
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ShapeError(f"attend needs q, k and v of shape (B, heads, N, D), but got {_shapes(q, k, v)}")
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
@@ -125,8 +125,9 @@ def check_call(call: AttendCall) -> None:
     for table in layout.tables:
         if table.device != q.device:
             raise ShapeError(f"the {layout.kind} layout lies on {table.device}, but q, k and v lie on {q.device}")
-    if not isinstance(call.scale, (int, float)) or not -math.inf < call.scale < math.inf:
-        raise ShapeError(f"attend needs a finite number as scale, or None for D ** -0.5, but got {call.scale!r}")
+    number = isinstance(call.scale, (int, float)) and not isinstance(call.scale, bool)
+    if not number or not -math.inf < call.scale < math.inf:
+        raise ShapeError(f"attend needs a finite number as scale, or None for D ** -0.5, but got {shown(call.scale)}")
     for name, values in (("bias", call.bias), ("gain", call.gain)):
         if isinstance(values, RelativeTable):
             _check_table(name, values, call)
@@ -142,7 +143,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
 
 def _check_pairs(name: str, values: Tensor, call: AttendCall) -> None:
     if not isinstance(values, Tensor):
-        raise ShapeError(f"{name} must be a tensor or a RelativeTable, but got {type(values).__name__}")
+        raise ShapeError(f"{name} must be a tensor or a RelativeTable, but got {shown(values)}")
     full = (*call.q.shape[:3], call.k.shape[2])
     fits = values.ndim == 4 and all(one in (1, size) for one, size in zip(values.shape, full, strict=True))
     if not fits or not values.is_floating_point():

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError
+from attnkit.arguments import is_count
+from attnkit.errors import LayoutError, shown
 from attnkit.layouts.base import Layout, common_lead
 from attnkit.layouts.blocks import Blocks
 from attnkit.layouts.dense import Dense
@@ -26,6 +27,7 @@ def union(first: Layout, second: Layout) -> Layout:
     Raises:
         LayoutError: if the layouts have other numbers of queries, keys, items or heads.
     """
+    _check_layouts("union", first, second)
     _same_sizes("union", first, second)
     _same_lead("union", first, second)
     for one in (first, second):
@@ -51,6 +53,7 @@ def intersect(first: Layout, second: Layout) -> Layout:
     Raises:
         LayoutError: if the layouts have other numbers of queries, keys, items or heads.
     """
+    _check_layouts("intersect", first, second)
     _same_sizes("intersect", first, second)
     _same_lead("intersect", first, second)
     for one, other in ((first, second), (second, first)):
@@ -73,14 +76,16 @@ def restrict(layout: Layout, keys: Tensor | None = None, queries: Tensor | None 
         keys: bool (Nk,), (B, Nk) or (B or 1, heads or 1, Nk), or None.
         queries: bool (Nq,), (B, Nq) or (B or 1, heads or 1, Nq), or None; gives a token mask.
     """
+    _check_layouts("restrict", layout)
     if keys is not None:
         layout = layout.restrict(keys)
     if queries is None:
         return layout
-    if queries.dtype != torch.bool or queries.ndim not in (1, 2, 3) or queries.shape[-1] != layout.num_queries:
+    shaped = isinstance(queries, Tensor) and queries.ndim in (1, 2, 3) and queries.shape[-1] == layout.num_queries
+    if not shaped or queries.dtype != torch.bool:
         raise LayoutError(
             f"restrict needs queries as a bool tensor (Nq,), (B, Nq) or (B, heads, Nq) with Nq = {layout.num_queries}, "
-            f"but got {queries.dtype} {tuple(queries.shape)}"
+            f"but got {shown(queries)}"
         )
     rows = queries.view(1, 1, -1) if queries.ndim == 1 else queries[:, None] if queries.ndim == 2 else queries
     return TokenMask(torch.logical_and(*_one_device(layout.to_mask(), rows[..., None])))
@@ -94,13 +99,15 @@ def concat_heads(parts: Sequence[tuple[Layout, int]]) -> Layout:
     Raises:
         LayoutError: for no parts, other numbers of queries or keys, or a layout that varies over other heads.
     """
-    if not parts:
-        raise LayoutError("concat_heads needs at least one (layout, heads), but got none")
+    paired = isinstance(parts, Sequence) and all(isinstance(one, (tuple, list)) and len(one) == 2 for one in parts)
+    if not paired or not parts:
+        raise LayoutError(f"concat_heads needs a list of (layout, number of heads), but got {shown(parts)}")
     layouts = [layout for layout, _ in parts]
+    _check_layouts("concat_heads", *layouts)
     for layout, heads in parts:
         _same_sizes("concat_heads", layouts[0], layout)
-        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
-            raise LayoutError(f"concat_heads needs a number of heads >= 1 for every layout, but got {heads!r}")
+        if not is_count(heads, 1):
+            raise LayoutError(f"concat_heads needs a number of heads >= 1 for every layout, but got {shown(heads)}")
         if layout.lead[1] not in (1, heads):
             raise LayoutError(f"a layout in concat_heads varies over {layout.lead[1]} heads but {heads} were asked for")
     common_lead("the layouts of concat_heads", *((layout.lead[0], 1) for layout in layouts))
@@ -119,6 +126,12 @@ def concat_heads(parts: Sequence[tuple[Layout, int]]) -> Layout:
         return Blocks(first.order, index, prefix=first.prefix, key_order=first.key_order)
     masks = _one_device(*(layout.to_mask() for layout in layouts))
     return TokenMask(torch.cat(_per_head(masks, [heads for _, heads in parts]), dim=1))
+
+
+def _check_layouts(what: str, *layouts: Layout) -> None:
+    for one in layouts:
+        if not isinstance(one, Layout):
+            raise LayoutError(f"{what} needs layouts, such as attnkit.layouts.Dense(Nq, Nk), but got {shown(one)}")
 
 
 def _same_sizes(what: str, first: Layout, second: Layout) -> None:

@@ -9,8 +9,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from attnkit.arguments import NamedArguments
-from attnkit.errors import LayoutError
+from attnkit.arguments import NamedArguments, is_count
+from attnkit.errors import LayoutError, shown
 
 Self = TypeVar("Self", bound="Layout")
 
@@ -29,6 +29,14 @@ class Layout(metaclass=NamedArguments):
     key_mask: Tensor | None
 
     def __post_init__(self) -> None:
+        mask = self.key_mask
+        if mask is not None:
+            shaped = isinstance(mask, Tensor) and mask.ndim == 3 and mask.shape[-1] == self.num_keys
+            if not shaped or mask.dtype != torch.bool:
+                raise LayoutError(
+                    f"key_mask is a bool tensor (B or 1, heads or 1, Nk) with Nk = {self.num_keys}, "
+                    f"but got {shown(mask)}; layout.restrict(keys) takes more forms"
+                )
         self.lead  # noqa: B018 - raises where the tables do not fit each other
 
     @property
@@ -93,19 +101,25 @@ class Layout(metaclass=NamedArguments):
     def key_slots(self) -> int:
         """Keys that a query outside the prefix can see at most; known without looking at any tensor's values."""
 
-    def pairs(self, batch: int = 1, heads: int = 1) -> int:
+    def pairs(self, batch: int | None = None, heads: int | None = None) -> int:
         """Number of visible (query, key) pairs over `batch` items and `heads` heads.
+
+        Args:
+            batch: number of items; as many as the layout varies over where not given.
+            heads: number of heads; as many as the layout varies over where not given.
 
         Raises:
             LayoutError: if the layout varies over another number of items or heads.
         """
         counts = self.visible()
-        for axis, (name, size) in enumerate((("batch", batch), ("heads", heads))):
-            if counts.shape[axis] not in (1, size):
-                raise LayoutError(
-                    f"this layout varies over {name}={counts.shape[axis]} but pairs({name}={size}) was asked"
-                )
-        return int(counts.expand(batch, heads, -1).sum())
+        pairs = int(counts.sum())
+        for name, own, size in (("batch", counts.shape[0], batch), ("heads", counts.shape[1], heads)):
+            if size is not None and not is_count(size):
+                raise LayoutError(f"{name} is an integer >= 0, or None for the layout's own, but got {shown(size)}")
+            if own not in (1, own if size is None else size):
+                raise LayoutError(f"this layout varies over {name}={own}, but pairs over {name}={size} were asked for")
+            pairs *= 1 if size in (None, own) else size
+        return pairs
 
     def density(self) -> float:
         """Fraction of all query-key pairs that are visible, 0..1; 1.0 where there are no pairs at all."""
@@ -113,19 +127,28 @@ class Layout(metaclass=NamedArguments):
         total = counts.numel() * self.num_keys
         return float(counts.sum()) / total if total else 1.0
 
-    def flops(self, head_dim: int, value_dim: int | None = None, *, batch: int = 1, heads: int = 1) -> int:
+    def flops(
+        self, head_dim: int, value_dim: int | None = None, *, batch: int | None = None, heads: int | None = None
+    ) -> int:
         """Multiply-adds of attention over the visible pairs: pairs * (head_dim + value_dim).
 
         Args:
-            head_dim: width of queries and keys per head, D.
-            value_dim: width of values per head; `head_dim` where not given.
-            batch: number of images.
-            heads: number of heads.
+            head_dim: width of queries and keys per head, D >= 1.
+            value_dim: width of values per head, >= 1; `head_dim` where not given.
+            batch: number of items; as many as the layout varies over where not given.
+            heads: number of heads; as many as the layout varies over where not given.
 
         Returns:
             MACs (one multiply-add counts once); softmax itself is not counted.
+
+        Raises:
+            LayoutError: for a width below 1, or if the layout varies over another number of items or heads.
         """
-        return self.pairs(batch, heads) * (head_dim + (head_dim if value_dim is None else value_dim))
+        widths = (head_dim, head_dim if value_dim is None else value_dim)
+        for name, width in zip(("head_dim", "value_dim"), widths, strict=True):
+            if not is_count(width, 1):
+                raise LayoutError(f"{name} is a width, an integer >= 1, but got {shown(width)}")
+        return self.pairs(batch, heads) * sum(widths)
 
     def restrict(self: Self, keys: Tensor) -> Self:
         """The same layout in which only some keys are left.
@@ -136,10 +159,11 @@ class Layout(metaclass=NamedArguments):
         Raises:
             LayoutError: for another dtype or number of keys, or keys that vary over other items or heads.
         """
-        if keys.dtype != torch.bool or keys.ndim not in (1, 2, 3) or keys.shape[-1] != self.num_keys:
+        shaped = isinstance(keys, Tensor) and keys.ndim in (1, 2, 3) and keys.shape[-1] == self.num_keys
+        if not shaped or keys.dtype != torch.bool:
             raise LayoutError(
                 f"restrict needs a bool tensor (Nk,), (B, Nk) or (B, heads, Nk) with Nk = {self.num_keys}, "
-                f"but got {keys.dtype} {tuple(keys.shape)}"
+                f"but got {shown(keys)}"
             )
         keys = keys.view(1, 1, -1) if keys.ndim == 1 else keys[:, None] if keys.ndim == 2 else keys
         common_lead(f"a {self.kind} layout and the keys it is restricted to", self.lead, tuple(keys.shape[:2]))

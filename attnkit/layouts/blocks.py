@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError, ShapeError
+from attnkit.arguments import is_count
+from attnkit.errors import LayoutError, ShapeError, shown
 from attnkit.grid import Grid, Sizes
 from attnkit.layouts.base import Layout, framed
 from attnkit.layouts.orders import (
@@ -51,6 +52,8 @@ class Blocks(Layout):
     key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not is_count(self.prefix):
+            raise LayoutError(f"Blocks needs an integer >= 0 as prefix, but got {shown(self.prefix)}")
         object.__setattr__(self, "order", _four_dimensional(self.order))
         if self.key_order is not None:
             object.__setattr__(self, "key_order", _four_dimensional(self.key_order))
@@ -60,16 +63,8 @@ class Blocks(Layout):
             super().__post_init__()
             return
         index = self.index
-        if index.dtype not in (torch.int64, torch.int32) or index.ndim not in (2, 3, 4):
-            raise LayoutError(
-                f"Blocks.index needs an integer tensor (B or 1, heads or 1, R, K), "
-                f"but got {index.dtype} {tuple(index.shape)}"
-            )
+        _check_index(index, self.num_blocks)
         index = index[None, None] if index.ndim == 2 else index[:, None] if index.ndim == 3 else index
-        if index.shape[2] != self.num_blocks:
-            raise LayoutError(
-                f"Blocks.index has {index.shape[2]} rows but there are {self.num_blocks} blocks of queries"
-            )
         if not self.unique:
             check_range(index, self.keys_cut.token.shape[2], "Blocks.index", "blocks")
             index = without_repeats(index)
@@ -92,6 +87,7 @@ class Blocks(Layout):
             unique: promises that no region stands twice in a row and all are in range, so that nothing is checked.
         """
         regions = _per_axis(grid, regions_per_side, "regions_per_side")
+        _check_index(index, math.prod(regions))
         order = cut_order(grid, region_cuts(grid, regions), index.device)
         return cls(order, index, prefix=grid.prefix, unique=unique)
 
@@ -107,7 +103,9 @@ class Blocks(Layout):
     ) -> Blocks:
         """Windows of `window` tokens an axis: plain, shifted by `shift` tokens, or dilated (grid attention)."""
         window = _per_axis(grid, window, "window")
-        offset = (0,) * grid.ndim if shift is None or shift == 0 else _per_axis(grid, shift, "shift")
+        offset = (0,) * grid.ndim
+        if shift is not None and not (is_count(shift) and shift == 0):
+            offset = _per_axis(grid, shift, "shift")
         cuts = dilated_cuts(grid, window) if dilated else window_cuts(grid, window, offset)
         return cls(cut_order(grid, cuts, device), prefix=grid.prefix)
 
@@ -117,11 +115,11 @@ class Blocks(Layout):
 
         That every token stands in it once is looked at on the CPU only.
         """
-        shaped = permutation.ndim in (1, 3) and permutation.shape[-1] > 0
-        if permutation.dtype != torch.int64 or not shaped or window < 1:
+        shaped = isinstance(permutation, Tensor) and permutation.ndim in (1, 3) and permutation.shape[-1] > 0
+        if not shaped or permutation.dtype != torch.int64 or not is_count(window, 1) or not is_count(prefix):
             raise LayoutError(
-                f"Blocks.permuted needs an int64 permutation (N,) or (B, heads, N) and a window >= 1, "
-                f"but got {permutation.dtype} {tuple(permutation.shape)} and {window}"
+                f"Blocks.permuted needs an int64 permutation (N,) or (B, heads, N), a window >= 1 and a prefix >= 0, "
+                f"but got {shown(permutation)}, {shown(window)} and {shown(prefix)}"
             )
         check_permutation(permutation)
         return cls(permuted_order(permutation, window, prefix), prefix=prefix)
@@ -225,14 +223,27 @@ def check_permutation(permutation: Tensor) -> None:
 
 def _per_axis(grid: Grid, value: Sizes, what: str) -> tuple[int, ...]:
     if not isinstance(grid, Grid):
-        raise LayoutError(f"Blocks needs a Grid, such as Grid(14, 14), but got {grid!r}")
+        raise LayoutError(f"Blocks needs a Grid, such as Grid(14, 14), but got {shown(grid)}")
     try:
         return grid.per_axis(value, what)
     except ShapeError as error:
         raise LayoutError(str(error)) from None
 
 
+def _check_index(index: Tensor, rows: int) -> None:
+    shaped = isinstance(index, Tensor) and index.ndim in (2, 3, 4)
+    if not shaped or index.dtype not in (torch.int64, torch.int32):
+        raise LayoutError(f"Blocks.index needs an integer tensor (B or 1, heads or 1, R, K), but got {shown(index)}")
+    if index.shape[-2] != rows:
+        raise LayoutError(f"Blocks.index has {index.shape[-2]} rows but there are {rows} blocks of queries")
+
+
 def _four_dimensional(order: Order) -> Order:
+    if not isinstance(order, Order) or not isinstance(order.token, Tensor) or not isinstance(order.slot, Tensor):
+        raise LayoutError(
+            f"Blocks needs an order such as that of Blocks.windows(grid, 7), but got {shown(order)}; "
+            f"Blocks.windows, Blocks.permuted and Blocks.from_regions make blocks from less"
+        )
     token, slot = order.token, order.slot
     if token.ndim == 4:
         return order

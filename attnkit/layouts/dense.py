@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError
+from attnkit.arguments import is_count
+from attnkit.errors import LayoutError, shown
 from attnkit.layouts.base import Layout
 
 
@@ -21,7 +22,7 @@ class Dense(Layout):
         keys: number of keys, Nk >= 0; as many as queries where not given.
 
     Raises:
-        LayoutError: for a negative number.
+        LayoutError: for anything but integers >= 0.
     """
 
     kind: ClassVar[str] = "dense"
@@ -31,9 +32,11 @@ class Dense(Layout):
     key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        counts = (self.queries, self.queries if self.keys is None else self.keys)
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise LayoutError(f"Dense needs numbers of queries and keys >= 0, but got {self.queries} and {self.keys}")
+        if not is_count(self.queries) or not is_count(self.num_keys):
+            raise LayoutError(
+                f"Dense needs numbers of queries and keys, integers >= 0, "
+                f"but got {shown(self.queries)} and {shown(self.keys)}"
+            )
         super().__post_init__()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError, did_you_mean
+from attnkit.errors import LayoutError, did_you_mean, shown
 from attnkit.layouts.base import Layout
 from attnkit.layouts.blocks import Blocks
 from attnkit.layouts.dense import Dense
@@ -24,8 +24,10 @@ def lower(layout: Layout, kind: str) -> Layout:
     Raises:
         LayoutError: for an unknown kind, or one that cannot hold the layout.
     """
-    if kind not in KINDS:
-        raise LayoutError(f"unknown kind of layout {kind!r}{did_you_mean(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise LayoutError(
+            f"unknown kind of layout {shown(kind)}{did_you_mean(kind, KINDS)} (kinds: {', '.join(KINDS)})"
+        )
     if layout.kind == kind:
         return layout
     if kind == "token_mask":

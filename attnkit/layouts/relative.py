@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnkit.arguments import NamedArguments
-from attnkit.errors import LayoutError, ShapeError
+from attnkit.errors import LayoutError, ShapeError, shown
 from attnkit.grid import Grid, Sizes
 from attnkit.layouts.cache import cached
 
@@ -39,12 +39,17 @@ class RelativeTable(metaclass=NamedArguments):
     fill: float = 0.0
 
     def __post_init__(self) -> None:
-        shaped = self.table.ndim == self.grid.ndim + 1 and all(extent % 2 for extent in self.table.shape[1:])
-        if not shaped or not self.table.is_floating_point():
+        if not isinstance(self.grid, Grid):
+            raise LayoutError(f"RelativeTable needs a Grid, such as Grid(14, 14), but got {shown(self.grid)}")
+        shaped = isinstance(self.table, Tensor) and self.table.ndim == self.grid.ndim + 1
+        odd = shaped and all(extent % 2 for extent in self.table.shape[1:])
+        if not odd or not self.table.is_floating_point():
             raise LayoutError(
                 f"RelativeTable needs a floating table (heads, odd extent per axis of {self.grid}), "
-                f"but got {self.table.dtype} {tuple(self.table.shape)}"
+                f"but got {shown(self.table)}"
             )
+        if not isinstance(self.fill, (int, float)) or isinstance(self.fill, bool):
+            raise LayoutError(f"RelativeTable needs a number as fill, but got {shown(self.fill)}")
         try:
             self.grid.per_axis(self.stride, "RelativeTable stride")
         except ShapeError as error:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError, ShapeError
+from attnkit.errors import LayoutError, ShapeError, shown
 from attnkit.grid import Grid, Sizes
 from attnkit.layouts.base import Layout, framed
 from attnkit.layouts.cache import cached
@@ -45,7 +45,7 @@ class Stencil(Layout):
 
     def __post_init__(self) -> None:
         if not isinstance(self.grid, Grid):
-            raise LayoutError(f"Stencil needs a Grid, such as Grid(14, 14), but got {self.grid!r}")
+            raise LayoutError(f"Stencil needs a Grid, such as Grid(14, 14), but got {shown(self.grid)}")
         for name in ("kernel", "stride", "dilation"):
             try:
                 object.__setattr__(self, name, self.grid.per_axis(getattr(self, name), f"Stencil {name}"))
@@ -53,8 +53,8 @@ class Stencil(Layout):
                 raise LayoutError(str(error)) from None
         if not all(size % 2 for size in self.kernels):
             raise LayoutError(f"Stencil kernel must be odd so that a query is its centre, but got {self.kernel}")
-        if self.border not in ("mask", "clamp"):
-            raise LayoutError(f"Stencil border must be 'mask' or 'clamp', but got {self.border!r}")
+        if not isinstance(self.border, str) or self.border not in ("mask", "clamp"):
+            raise LayoutError(f"Stencil border must be 'mask' or 'clamp', but got {shown(self.border)}")
         super().__post_init__()
 
     @property

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError
+from attnkit.errors import LayoutError, shown
 from attnkit.layouts.base import Layout
 
 
@@ -21,7 +21,7 @@ class TokenMask(Layout):
             dimensions (heads, Nq, Nk) all items.
 
     Raises:
-        LayoutError: for another dtype or rank.
+        LayoutError: for anything but a bool tensor of 2, 3 or 4 dimensions.
     """
 
     kind: ClassVar[str] = "token_mask"
@@ -30,11 +30,9 @@ class TokenMask(Layout):
     key_mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.mask.dtype != torch.bool or self.mask.ndim not in (2, 3, 4):
-            raise LayoutError(
-                f"TokenMask needs a bool tensor (B or 1, heads or 1, Nq, Nk), "
-                f"but got {self.mask.dtype} {tuple(self.mask.shape)}"
-            )
+        shaped = isinstance(self.mask, Tensor) and self.mask.ndim in (2, 3, 4)
+        if not shaped or self.mask.dtype != torch.bool:
+            raise LayoutError(f"TokenMask needs a bool tensor (B or 1, heads or 1, Nq, Nk), but got {shown(self.mask)}")
         while self.mask.ndim < 4:
             object.__setattr__(self, "mask", self.mask[None])
         super().__post_init__()

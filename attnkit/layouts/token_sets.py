@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnkit.errors import LayoutError
+from attnkit.arguments import is_count
+from attnkit.errors import LayoutError, shown
 from attnkit.layouts.base import Layout, framed
 
 
@@ -24,7 +25,8 @@ class TokenSets(Layout):
         keys_all: how many of the first keys every query sees, listed or not.
 
     Raises:
-        LayoutError: for another dtype or rank, or an entry outside -1..Nk-1 (looked at on the CPU only).
+        LayoutError: for another dtype or rank, a number below 0, or an entry outside -1..Nk-1 (looked at on the
+            CPU only).
     """
 
     kind: ClassVar[str] = "token_sets"
@@ -38,16 +40,14 @@ class TokenSets(Layout):
 
     def __post_init__(self) -> None:
         index = self.index
-        if index.dtype not in (torch.int64, torch.int32) or index.ndim not in (2, 3, 4):
-            raise LayoutError(
-                "TokenSets needs an integer tensor (B or 1, heads or 1, Nq, K), "
-                f"but got {index.dtype} {tuple(index.shape)}"
-            )
-        if self.queries_all < 0 or not 0 <= self.keys_all <= self.keys:
-            raise LayoutError(
-                f"TokenSets(queries_all={self.queries_all}, keys_all={self.keys_all}): must lie in 0.. "
-                f"and 0..{self.keys}"
-            )
+        shaped = isinstance(index, Tensor) and index.ndim in (2, 3, 4)
+        if not shaped or index.dtype not in (torch.int64, torch.int32):
+            raise LayoutError(f"TokenSets needs an integer tensor (B or 1, heads or 1, Nq, K), but got {shown(index)}")
+        for name in ("keys", "queries_all", "keys_all"):
+            if not is_count(getattr(self, name)):
+                raise LayoutError(f"TokenSets needs an integer >= 0 as {name}, but got {shown(getattr(self, name))}")
+        if self.keys_all > self.keys:
+            raise LayoutError(f"TokenSets(keys_all={self.keys_all}): must be <= keys={self.keys}")
         while index.ndim < 4:
             index = index[None]
         if not self.unique:

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attnkit.errors import ConfigError, did_you_mean
+from attnkit.arguments import is_count
+from attnkit.errors import ConfigError, did_you_mean, shown
 from attnkit.grid import Grid
 from attnkit.layouts import Blocks, Dense, Layout, Stencil, TokenMask, TokenSets
 
@@ -38,13 +39,25 @@ def random_layout(
         k, v (batch, heads, Nk, D).
 
     Raises:
-        ConfigError: for another kind, or a number of items or heads below 1.
+        ConfigError: for another kind, no grid, a number of items or heads below 1, or no integer as seed.
     """
-    if kind not in _MAKERS:
-        raise ConfigError(f"unknown kind of layout {kind!r}{did_you_mean(kind, _MAKERS)} (kinds: {', '.join(_MAKERS)})")
+    if not isinstance(kind, str) or kind not in _MAKERS:
+        raise ConfigError(
+            f"unknown kind of layout {shown(kind)}{did_you_mean(kind, _MAKERS)} (kinds: {', '.join(_MAKERS)})"
+        )
+    if not isinstance(grid, Grid):
+        raise ConfigError(f"random_layout needs a Grid, such as Grid(14, 14), but got {shown(grid)}")
     for name, count in (("batch", batch), ("heads", heads)):
-        if count < 1:
-            raise ConfigError(f"random_layout({name}={count}): must be >= 1")
+        if not is_count(count, 1):
+            raise ConfigError(f"random_layout({name}=...) must be an integer >= 1, but got {shown(count)}")
+    if not is_count(seed, -(2**63)) or seed >= 2**63:
+        raise ConfigError(f"random_layout(seed=...) must be an integer of 64 bits, but got {shown(seed)}")
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, TypeError, AssertionError):
+        raise ConfigError(
+            f"random_layout needs a device that is there, such as 'cpu', but got {shown(device)}"
+        ) from None
     dice = Dice(torch.Generator().manual_seed(seed), batch, heads, device)
     layout = _MAKERS[kind](grid, dice)
     if dice.one_in(3):

@@ -32,8 +32,8 @@ def ones(*shape, **kind):
 BOOL = {"dtype": torch.bool}
 
 MISTAKES = {
-    "no tensor": (called(3.0), r"q is float"),
-    "a list": (called(None, [1, 2]), r"k is list"),
+    "no tensor": (called(3.0), r"as tensors, but got 3\.0 as q"),
+    "a list": (called(None, [1, 2]), r"as tensors, but got \[1, 2\] as k"),
     "three axes": (called(ones(2, 4, 3)), r"shape \(B, heads, N, D\), but got q \(2, 4, 3\)"),
     "a scalar": (called(ones()), r"shape \(B, heads, N, D\), but got q \(\)"),
     "another batch": (called(ones(1, 2, 4, 3)), r"to agree, but got q \(1, 2, 4, 3\)"),
@@ -52,7 +52,7 @@ MISTAKES = {
         r"is for 3 queries and 4 keys, but got q \(2, 2, 4, 3\)",
     ),
     "a grid of other tokens": (called(layout=Stencil(Grid(3, 3), 3)), r"stencil layout is for 9 queries and 9 keys"),
-    "no layout": (called(layout=ones(4, 4, **BOOL)), r"needs a layout such as .* but got Tensor"),
+    "no layout": (called(layout=ones(4, 4, **BOOL)), r"needs a layout such as .* but got torch\.bool \(4, 4\)"),
     "layout of another batch": (
         called(layout=TokenMask(ones(3, 1, 4, 4, **BOOL))),
         r"varies over 3 items, but got .* of 2",
@@ -65,13 +65,16 @@ MISTAKES = {
     "layout elsewhere": (called(layout=Dense(4).restrict(ones(4, device="meta", **BOOL))), r"lies on meta, but .* cpu"),
     "windows elsewhere": (called(layout=Blocks.windows(GRID, 2, device="meta")), r"blocks layout lies on meta"),
     "scale by name": (called(scale="head"), r"finite number as scale, .* but got 'head'"),
+    "scale as a truth value": (called(scale=True), r"finite number as scale, .* but got True"),
+    "scale as a tensor": (called(scale=ones(2, 2)), r"finite number as scale, .* but got torch\.float32 \(2, 2\)"),
+    "an array": (called(ones(2, 2, 4, 3).numpy()), r"as tensors, but got ndarray float32 \(2, 2, 4, 3\) as q"),
     "infinite scale": (called(scale=float("inf")), r"finite number as scale"),
     "scale that is no number": (called(scale=float("nan")), r"finite number as scale"),
     "bias of another size": (called(bias=ones(1, 2, 4, 5)), r"bias must be floating and broadcast .* \(1, 2, 4, 5\)"),
     "bias of two axes": (called(bias=ones(4, 4)), r"bias must be floating and broadcast .* \(4, 4\)"),
     "bias of bools": (called(bias=ones(1, 1, 4, 4, **BOOL)), r"bias must be floating .* torch\.bool"),
     "bias elsewhere": (called(bias=ones(1, 1, 4, 4, device="meta")), r"bias lies on meta, but q, k and v lie on cpu"),
-    "bias as a number": (called(bias=1.0), r"bias must be a tensor or a RelativeTable, but got float"),
+    "bias as a number": (called(bias=1.0), r"bias must be a tensor or a RelativeTable, but got 1\.0"),
     "gain of another batch": (called(gain=ones(3, 1, 1, 1)), r"gain must be floating and broadcast .* \(3, 1, 1, 1\)"),
     "gain of integers": (called(gain=ones(1, 1, 1, 1, dtype=torch.int64)), r"gain must be floating .* torch\.int64"),
     "table of other heads": (called(bias=RelativeTable(ones(3, 3, 3), GRID)), r"relative table for 3 heads, 4 queries"),
@@ -93,6 +96,22 @@ def test_a_mistake_gets_one_sentence(mistake):
     with pytest.raises(AttnkitError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+WRONG = [True, float("nan"), "x", [], [[1.0]], (3,), {"a": 1}, object(), GRID, ones(2, 2), Dense(3), Dense]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, "scale", "bias", "gain", "backend"])
+def test_a_wrong_value_is_answered_by_a_sentence(at):
+    for wrong in WRONG:
+        args, extra = [*qkv(), Dense(4)], {}
+        if isinstance(at, int):
+            args[at] = wrong
+        else:
+            extra[at] = wrong
+        with pytest.raises(AttnkitError) as caught:
+            attend(*args, **extra)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_shape_errors_are_shape_errors():

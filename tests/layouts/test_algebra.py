@@ -143,7 +143,7 @@ def test_other_sizes_are_refused():
 
 
 def test_no_parts_are_refused():
-    with pytest.raises(LayoutError, match=r"concat_heads needs at least one \(layout, heads\), but got none"):
+    with pytest.raises(LayoutError, match=r"concat_heads needs a list of \(layout, number of heads\), but got \[\]"):
         concat_heads([])
 
 

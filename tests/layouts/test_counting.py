@@ -84,6 +84,15 @@ def test_more_budget_never_means_fewer_pairs(grid, seed):
         assert counts[-1] == grid.tokens**2
 
 
+@given(case=layout_cases())
+def test_without_numbers_of_items_and_heads_the_layouts_own_are_counted(case):
+    layout = case.layout
+    items, heads = layout.visible().shape[:2]
+    assert layout.pairs() == layout.pairs(items, heads) == int(layout.visible().sum())
+    assert layout.pairs(heads=heads * 3 if heads == 1 else heads) == layout.pairs() * (3 if heads == 1 else 1)
+    assert layout.flops(3) == layout.flops(3, 3, batch=items, heads=heads) == 6 * layout.pairs()
+
+
 def test_no_pairs_at_all():
     assert Dense(0, 5).density() == Dense(5, 0).density() == 1.0
     assert Dense(0, 5).pairs(2, 3) == Dense(5, 0).flops(4) == 0
