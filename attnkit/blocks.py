@@ -15,7 +15,7 @@ from attnkit.errors import ConfigError
 from attnkit.grid import Grid
 from attnkit.heads import MIX_KEYWORDS, GroupLike, Mix, read_groups
 from attnkit.options import Options, odd, positive
-from attnkit.primitives.base import on_map
+from attnkit.primitives.convolving import on_map
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,

@@ -10,6 +10,7 @@ from torch import Tensor
 from attnkit.errors import ConfigError, ShapeError, did_you_mean
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
+from attnkit.primitives.base import Columns, HeadGroup, HeadOutput, PrimitiveOptions, label_of, what
 
 
 def check_keywords(layer: str, given: Iterable[str], known: Iterable[str], hint: str = "") -> None:
@@ -99,3 +100,52 @@ def check_tokens(
             )
     if draw is not None and not (isinstance(draw, Tensor) and draw.dtype == torch.int64 and draw.ndim == 0):
         raise ShapeError(f"draw is an int64 scalar tensor, such as mix.next_draw() gives, but got {draw!r}")
+
+
+def check_columns(options: PrimitiveOptions, columns: Columns) -> Columns:
+    """Returns what a primitive's `columns` gave, or raises `ConfigError` if heads cannot be made of it."""
+    widths = (columns.q, columns.k, columns.v) if isinstance(columns, Columns) else ()
+    if not widths or not all(isinstance(one, int) and one >= 0 and one % options.heads == 0 for one in widths):
+        raise ConfigError(
+            f"{label_of(options)}: columns() must return Columns of numbers >= 0 that divide into "
+            f"{options.heads} heads, but returned {columns!r}"
+        )
+    return columns
+
+
+def check_group(options: PrimitiveOptions, group: HeadGroup) -> HeadGroup:
+    """Returns what a primitive's `build` gave, or raises `ConfigError` if it is no head group."""
+    if not isinstance(group, HeadGroup):
+        raise ConfigError(f"{label_of(options)}: build() must return a HeadGroup, but returned {what(group)}")
+    return group
+
+
+def check_output(options: PrimitiveOptions, output: HeadOutput, shape: tuple[int, ...], grid: Grid) -> HeadOutput:
+    """Returns what a head group gave.
+
+    Args:
+        options: the group's.
+        output: what it gave.
+        shape: what its shape must be, (B, heads, N', D).
+        grid: what its grid must be.
+
+    Raises:
+        ConfigError: for anything but a `HeadOutput`.
+        ShapeError: for another shape or grid.
+    """
+    if not isinstance(output, HeadOutput):
+        raise ConfigError(f"{label_of(options)}: forward() must return a HeadOutput, but returned {what(output)}")
+    if not isinstance(output.out, Tensor):
+        raise ConfigError(
+            f"{label_of(options)}: forward() must return HeadOutput(out, grid), but out is {what(output.out)}"
+        )
+    if output.grid != grid:
+        raise ShapeError(
+            f"{label_of(options)}: forward() returned the grid {output.grid}, but output_stride() promises {grid}"
+        )
+    if output.out.shape != shape:
+        raise ShapeError(
+            f"{label_of(options)}: forward() must return (B, heads, N', D) = {shape}, "
+            f"but returned {tuple(output.out.shape)}"
+        )
+    return output

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from attnkit.checks import check_keywords, check_tokens, tokens_of_map
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.checks import check_columns, check_group, check_keywords, check_output, check_tokens, tokens_of_map
+from attnkit.errors import ConfigError
 from attnkit.grid import Grid
 from attnkit.options import Options, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
@@ -141,17 +141,21 @@ class HeadMix(nn.Module):
             raise ConfigError(
                 f"dim={dim} does not divide into {split} = {heads} heads; choose heads that divide it or give head_dim"
             )
+        # `read_groups` made sure that it is the same for all.
+        self.stride = self.options[0].output_stride()
         self.dim = dim
         self.out_dim = dim if out_dim is None else out_dim
         self.head_dim = dim // heads if head_dim is None else head_dim
         contexts = [BuildContext(dim, self.head_dim, layer, index) for index in range(len(self.options))]
         self.columns: list[Columns] = [
-            group.columns(context) for group, context in zip(self.options, contexts, strict=True)
+            check_columns(group, group.columns(context)) for group, context in zip(self.options, contexts, strict=True)
         ]
         widths = [width for columns in self.columns for width in (columns.q, columns.k, columns.v)]
         self._widths = widths
         self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias) if any(widths) else None
-        self.groups = nn.ModuleList(group.build(context) for group, context in zip(self.options, contexts, strict=True))
+        self.groups = nn.ModuleList(
+            check_group(group, group.build(context)) for group, context in zip(self.options, contexts, strict=True)
+        )
         self.proj = nn.Linear(heads * self.head_dim, self.out_dim, bias=proj_bias)
         self.draws: Tensor
         self.stochastic = any(group.stochastic for group in self._groups())
@@ -187,17 +191,16 @@ class HeadMix(nn.Module):
             draw = self.next_draw()
         columns = x[..., :0] if self.qkv is None else self.qkv(x)
         parts = iter(columns.split(self._widths, dim=-1))
+        out_grid = grid.strided(self.stride)
         outputs: list[HeadOutput] = []
         for group, options in zip(self._groups(), self.options, strict=True):
             q, k, v = (_heads(next(parts), options.heads) for _ in range(3))
-            outputs.append(group(HeadInputs(x, q, k, v, grid, token_mask, draw)))
-        grids = [output.grid for output in outputs]
-        if any(one != grids[0] for one in grids):
-            pairs = ", ".join(f"{options.kind} -> {one}" for options, one in zip(self.options, grids, strict=True))
-            raise ShapeError(f"all groups of a mix must give the same grid, but got {pairs}; give them one stride")
+            output = group(HeadInputs(x, q, k, v, grid, token_mask, draw))
+            shape = (x.shape[0], options.heads, out_grid.tokens, self.head_dim)
+            outputs.append(check_output(options, output, shape, out_grid))
         joined = torch.cat([output.out.transpose(1, 2).flatten(2) for output in outputs], dim=-1)
         aux = {f"{index}.{name}": one for index, output in enumerate(outputs) for name, one in output.aux.items()}
-        return MixOutput(self.proj(joined), grids[0], aux)
+        return MixOutput(self.proj(joined), out_grid, aux)
 
     def next_draw(self) -> Tensor | None:
         """Counts one more training pass and returns its number; None in evaluation or where nothing is random.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from attnkit.kernels import attend
 from attnkit.kernels.call import PairValues
 from attnkit.layouts import Layout
 from attnkit.options import Options, odd, positive
+from attnkit.primitives.convolving import on_map
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,14 @@ class HeadInputs:
 
     @property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, for groups that asked for all three."""
-        assert self.q is not None and self.k is not None and self.v is not None
+        """q, k and v, for groups that asked for all three.
+
+        Raises:
+            ConfigError: for others.
+        """
+        if self.q is None or self.k is None or self.v is None:
+            missing = ", ".join(name for name in ("q", "k", "v") if getattr(self, name) is None)
+            raise ConfigError(f"inputs.qkv are q, k and v, but the group's columns() did not ask for {missing}")
         return self.q, self.k, self.v
 
 
@@ -158,6 +165,18 @@ class PrimitiveOptions(Options, ABC):
         """Makes the head group."""
 
 
+def label_of(options: PrimitiveOptions) -> str:
+    """What messages call a primitive: its kind, or its class where that has none."""
+    return f"primitive {options.kind or type(options).__name__!r}"
+
+
+def what(value: object) -> str:
+    """What messages call a value that should have been another, in a few words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True)
 class SoftmaxOptions(PrimitiveOptions, ABC):
     """Base of the options of softmax primitives.
@@ -211,6 +230,8 @@ class SoftmaxHeads(HeadGroup, ABC):
         super().__init__()
         self.options = options
         columns = options.columns(context)
+        if not columns.q:
+            raise ConfigError(f"{label_of(options)}: softmax needs queries, but columns() asked for {columns}")
         width = columns.q // options.heads
         named = {"head": width**-0.5, "group": columns.q**-0.5}
         self.scale = named[options.scale] if isinstance(options.scale, str) else float(options.scale)
@@ -229,42 +250,41 @@ class SoftmaxHeads(HeadGroup, ABC):
         """Decides which keys each query sees."""
 
     def forward(self, inputs: HeadInputs) -> HeadOutput:
-        plan = self.plan(inputs)
+        plan, label = self.plan(inputs), label_of(self.options)
+        if not isinstance(plan, Plan):
+            raise ConfigError(f"{label}: plan() must return a Plan, but returned {what(plan)}")
+        if not isinstance(plan.layout, Layout):
+            raise ConfigError(
+                f"{label}: plan() must return the Plan of a layout, but its layout is {what(plan.layout)}"
+            )
         q, (k, v) = inputs.q, plan.keys or (inputs.k, inputs.v)
-        assert q is not None and k is not None and v is not None
+        if q is None or k is None or v is None:
+            raise ConfigError(
+                f"{label}: softmax needs q, k and v, from columns() or k and v as Plan(layout, keys=(k, v))"
+            )
         layout = plan.layout
+        if (layout.num_queries, layout.num_keys) != (q.shape[2], k.shape[2]):
+            raise ShapeError(
+                f"{label}: plan() returned a {layout.kind} layout for {layout.num_queries} queries and "
+                f"{layout.num_keys} keys, but there are {q.shape[2]} and {k.shape[2]}"
+            )
         if inputs.token_mask is not None and not plan.restricted:
             layout = layout.restrict(inputs.token_mask)
         out = attend(q, k, v, layout, scale=self.scale, bias=plan.bias)
         if self.lepe is not None:
-            out = out + local_enhancement(self.lepe, inputs, self.options.lepe_on)
+            out = out + self._local(self.lepe, inputs)
         return HeadOutput(out, inputs.grid, plan.aux)
+
+    def _local(self, conv: nn.Conv2d, inputs: HeadInputs) -> Tensor:
+        """The depthwise convolution of values or inputs as (B, heads, N, D), zero for prefix tokens."""
+        tokens = inputs.x
+        if self.options.lepe_on == "v":
+            if inputs.v is None:
+                raise ConfigError(f"{label_of(self.options)}: lepe_on='v' needs values, but columns() asked for none")
+            tokens = inputs.v.transpose(1, 2).flatten(2)
+        local = on_map(conv, tokens, inputs.grid, inputs.token_mask)
+        local = nn.functional.pad(local, (0, 0, inputs.grid.prefix, 0))
+        return local.unflatten(2, (self.options.heads, -1)).transpose(1, 2)
 
     def extra_repr(self) -> str:
         return repr(self.options)
-
-
-def local_enhancement(conv: nn.Conv2d, inputs: HeadInputs, source: str) -> Tensor:
-    """The depthwise convolution of values or inputs as (B, heads, N, D), zero for prefix tokens."""
-    assert inputs.q is not None
-    tokens = inputs.x
-    if source == "v":
-        assert inputs.v is not None
-        tokens = inputs.v.transpose(1, 2).flatten(2)
-    local = on_map(conv, tokens, inputs.grid, inputs.token_mask)
-    local = nn.functional.pad(local, (0, 0, inputs.grid.prefix, 0))
-    return local.unflatten(2, (inputs.q.shape[1], -1)).transpose(1, 2)
-
-
-def on_map(module: Callable[[Tensor], Tensor], tokens: Tensor, grid: Grid, token_mask: Tensor | None = None) -> Tensor:
-    """Runs a 2-D convolution over the image tokens: (B, N, C) -> (B, H' * W', C'); masked tokens count as zero.
-
-    Raises:
-        ShapeError: if the grid has another number of axes than two.
-    """
-    if grid.ndim != 2:
-        raise ShapeError(f"a 2-D convolution needs a grid of height and width, but got {grid}")
-    if token_mask is not None:
-        tokens = tokens.where(token_mask[..., None], 0.0)
-    image = tokens[:, grid.prefix :].transpose(1, 2).unflatten(2, grid.sizes)
-    return module(image).flatten(2).transpose(1, 2)

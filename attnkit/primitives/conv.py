@@ -18,8 +18,8 @@ from attnkit.primitives.base import (
     HeadInputs,
     HeadOutput,
     PrimitiveOptions,
-    on_map,
 )
+from attnkit.primitives.convolving import on_map
 
 
 @dataclass(frozen=True)
