@@ -31,7 +31,7 @@ class MaskPredictor(SoftmaxOptions):
         heads: number of heads, >= 1.
         tokens: number of image tokens the predictor's basis is made for, >= 1; other grids get it resized (a square
             number as a square image).
-        keep: share of image tokens each query sees, in (0, 1]; 1 is full attention.
+        keep: share of image tokens each query sees, in (0, 1], rounded up to whole tokens; 1 is full attention.
         reduce_dim: factor by which the predictor narrows a head, >= 1.
         reduce_tokens: factor by which it shortens the token axis, >= 1.
         coefficients: basis rows a query combines, >= 1.
@@ -76,6 +76,11 @@ class MaskPredictor(SoftmaxOptions):
             found.append(f"prefix={self.prefix}: must be >= 0 tokens")
         return found
 
+    def budget(self, grid: Grid) -> int:
+        """Image tokens that each query sees: `keep` of them, rounded up, at least one."""
+        # 0.07 * 100 is a little more than 7.
+        return max(math.ceil(round(self.keep * grid.image_tokens, 6)), 1)
+
     def full_budget(self, grid: Grid) -> MaskPredictor:
         return replace(self, keep=1.0)
 
@@ -96,7 +101,7 @@ class MaskPredictorHeads(SoftmaxHeads):
     def plan(self, inputs: HeadInputs) -> Plan:
         q, k, _ = inputs.qkv
         grid = inputs.grid
-        budget = min(math.ceil(self.predicted.keep * grid.image_tokens), grid.image_tokens)
+        budget = self.predicted.budget(grid)
         with torch.no_grad(), without_autocast(q.device):
             scores = self.predictor(q.detach().float(), k.detach().float(), inputs)
             index = scores.topk(budget, dim=-1).indices + grid.prefix
