@@ -15,8 +15,10 @@ from torch.utils.data import Dataset
 
 from attnkit.errors import ConfigError
 from attnkit_models.train.augment import Augmentation
-from attnkit_models.train.images import Preprocess, channel_statistics, read_image
+from attnkit_models.train.images import Preprocess, channel_statistics, pixel_sums, read_image
 
+# Images of handwritten digits in scikit-learn.
+DIGITS = 1797
 SPLIT_SEED = 0
 VALIDATION_SHARE = 0.2
 
@@ -132,14 +134,13 @@ def digits(img_size: tuple[int, int], channels: int | None = None) -> ImageData:
         raise ConfigError(f"in_chans={channels}: the digits are grey images with 1 channel; leave in_chans out")
     source: Any = load_digits()
     grey = torch.from_numpy(source.images).float()[:, None] / 16
-    scaled = torch.nn.functional.interpolate(grey, size=img_size, mode="bicubic", align_corners=False, antialias=True)
-    pixels = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = torch.cat([_scaled(some, img_size) for some in grey.split(64)])
     labels = torch.from_numpy(source.target).long()
     train, val = stratified_split(labels)
-    seen = pixels[train].double() / 255
-    mean, std = channel_statistics([seen.sum((0, 2, 3)), (seen**2).sum((0, 2, 3))], seen.numel())
+    seen = pixels[train]
+    mean, std = channel_statistics(list(pixel_sums(seen)), seen.numel())
     preprocess = Preprocess(img_size, 1, mean, std)
-    parts = [ImageSet(labels[part], preprocess, pixels=pixels[part]) for part in (train, val)]
+    parts = [ImageSet(labels[train], preprocess, pixels=seen), ImageSet(labels[val], preprocess, pixels=pixels[val])]
     return ImageData(
         name="handwritten digits",
         classes=tuple(str(name) for name in source.target_names),
@@ -147,5 +148,18 @@ def digits(img_size: tuple[int, int], channels: int | None = None) -> ImageData:
         val=parts[1],
         preprocess=preprocess,
         augmentation=Augmentation(degrees=10, shift=0.06, zoom=0.1, mirror=False, border="zeros"),
-        fingerprint=hashlib.sha256(pixels.numpy().tobytes() + val.numpy().tobytes()).hexdigest()[:16],
+        fingerprint=_fingerprint(pixels, val),
     )
+
+
+def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, 1, h, w) with values in [0, 1] at another size, in uint8."""
+    scaled = torch.nn.functional.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _fingerprint(*parts: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.numpy())  # pyright: ignore[reportArgumentType] (NumPy declares no buffer)
+    return digest.hexdigest()[:16]

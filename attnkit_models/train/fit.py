@@ -24,6 +24,7 @@ from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.order import loaders
 from attnkit_models.train.progress import Reporter
 from attnkit_models.train.resume import Progress, check_identity, pack_state, read_progress, unpack_state
+from attnkit_models.train.room import enough_memory
 from attnkit_models.train.rundir import BEST, LAST, METRICS, RESUME
 from attnkit_models.train.seeds import seed_of
 from attnkit_models.train.task import Task
@@ -60,9 +61,13 @@ def fit(
         for epoch in range(progress.epoch, options.epochs):
             start = time.perf_counter()
             seed_epoch(setup, epoch)
-            trained = train_epoch(setup, epoch, reporter.tick)
-            seconds_training = time.perf_counter() - start
-            tested = evaluate(setup)
+            with enough_memory(
+                f"to train {task.label} with batch_size={options.batch_size}",
+                "choose a smaller --batch-size, with a larger --grad-accum for the same steps",
+            ):
+                trained = train_epoch(setup, epoch, reporter.tick)
+                seconds_training = time.perf_counter() - start
+                tested = evaluate(setup)
             record = {
                 "epoch": epoch + 1,
                 **trained,

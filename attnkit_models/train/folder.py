@@ -15,8 +15,9 @@ from torch import Tensor
 from attnkit.errors import ConfigError, DataError
 from attnkit_models.train.augment import Augmentation
 from attnkit_models.train.data import ImageData, ImageSet, stratified_split
-from attnkit_models.train.images import SUFFIXES, Preprocess, channel_statistics, read_image
+from attnkit_models.train.images import SUFFIXES, Preprocess, channel_statistics, pixel_sums, read_image
 from attnkit_models.train.paths import is_file, is_folder
+from attnkit_models.train.room import DECODERS
 
 VALIDATION_NAMES = ("val", "test", "valid", "validation")
 CACHE_BYTES = 2**30
@@ -75,10 +76,9 @@ def image_folder(
             pixels = read_image(entry[2], img_size, channels)
         except DataError as error:
             return _Decoded(problem=str(error))
-        values = pixels.double() / 255
-        return _Decoded(pixels if keep else None, torch.stack([values.sum((1, 2)), (values**2).sum((1, 2))]))
+        return _Decoded(pixels if keep else None, pixel_sums(pixels))
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(DECODERS, os.cpu_count() or 1)) as pool:
         results = pool.map(decode, entries)
         decoded = list(progress(results, len(entries)) if progress else results)
     bad = [result.problem for result in decoded if result.problem]

@@ -93,6 +93,18 @@ def channel_statistics(sums: Sequence[Tensor], pixels: int) -> tuple[tuple[float
     return tuple(round(value, 6) for value in mean.tolist()), tuple(round(value, 6) for value in std.tolist())
 
 
+def pixel_sums(pixels: Tensor) -> Tensor:
+    """Sum and sum of squares of each channel of eight-bit pixels (..., channels, H, W), scaled to [0, 1].
+
+    Returns:
+        (2, channels) in float64; counted value by value, so that no copy of the pixels is made.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    channels = pixels.movedim(-3, 0)
+    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in channels]).double()
+    return torch.stack([counts @ values, counts @ values**2])
+
+
 def read_image(path: Path, img_size: tuple[int, int], channels: int) -> Tensor:
     """Reads an image file, scaled to cover the wanted size and cropped around its centre.
 

@@ -40,6 +40,18 @@ class EpochOrder(Sampler[int]):
         yield from torch.randperm(self.count, generator=generator)[: self.length].tolist()
 
 
+def smallest_batch(images: int, options: TrainOptions, processes: int) -> int:
+    """The fewest images that a process trains on at once, >= 1.
+
+    Args:
+        images: size of the training set.
+        options: how to train.
+        processes: how many share a batch.
+    """
+    length = len(EpochOrder(images, options.seed, options.batch_size * options.grad_accum))
+    return max((length % options.batch_size or options.batch_size) // processes, 1)
+
+
 def _as_it_is(batch: dict) -> dict:
     return batch
 

@@ -18,13 +18,15 @@ from attnkit.cli.invocation import invocation
 from attnkit.errors import AttnkitError, ConfigError
 from attnkit_models.train import rundir
 from attnkit_models.train.checkpoint import versions, write_json
-from attnkit_models.train.data import ImageData, digits
+from attnkit_models.train.data import DIGITS, ImageData, digits
 from attnkit_models.train.distributed import make_accelerator, on_main
 from attnkit_models.train.fit import fit, identity_of
 from attnkit_models.train.folder import image_folder
 from attnkit_models.train.options import LARGEST, TrainOptions
+from attnkit_models.train.order import smallest_batch
 from attnkit_models.train.progress import Reporter
 from attnkit_models.train.report import Summary, show_table
+from attnkit_models.train.room import check_size, enough_memory
 from attnkit_models.train.task import Task, load_best, rehearse
 
 DIGITS_SIZE = 32
@@ -93,7 +95,8 @@ def train(
     reporter = reporter or Reporter(main=accelerator.is_main_process)
     images = _load_data(choices[0], options, data, skip_bad, build, reporter)
     folder = rundir.RunFolder(out, labels)
-    tasks = [_task(choice, images, options, folder.of(choice.label), build) for choice in choices]
+    smallest = smallest_batch(len(images.train), options, accelerator.num_processes)
+    tasks = [_task(choice, images, options, folder.of(choice.label), build, smallest) for choice in choices]
     identity = {
         "models": {task.label: task.config for task in tasks},
         **{key: value for key, value in identity_of({}, images, options).items() if key != "model"},
@@ -141,11 +144,16 @@ def _load_data(
     height, width = sizes
     channels = choice.wanted("in_chans")
     if data is None:
-        return digits((height, width), channels)
-    return image_folder(data, (height, width), channels, skip_bad=skip_bad, progress=reporter.track)
+        check_size((height, width), 1, batch=options.batch_size, kept=DIGITS)
+    else:
+        check_size((height, width), 3, batch=options.batch_size)
+    with enough_memory(f"for images of {height} x {width} pixels", "choose a smaller --img-size"):
+        if data is None:
+            return digits((height, width), channels)
+        return image_folder(data, (height, width), channels, skip_bad=skip_bad, progress=reporter.track)
 
 
-def _task(choice: Choice, data: ImageData, options: TrainOptions, folder: Path, build: Callable) -> Task:
+def _task(choice: Choice, data: ImageData, options: TrainOptions, folder: Path, build: Callable, smallest: int) -> Task:
     classes = choice.wanted("num_classes")
     if classes not in (None, len(data.classes)):
         raise ConfigError(
@@ -158,7 +166,8 @@ def _task(choice: Choice, data: ImageData, options: TrainOptions, folder: Path, 
         "in_chans": data.preprocess.channels,
         "img_size": data.preprocess.img_size,
     }
-    return rehearse(choice.label, functools.partial(build, choice.source, **overrides), data, options, folder)
+    make = functools.partial(build, choice.source, **overrides)
+    return rehearse(choice.label, make, data, options, folder, images=min(smallest, 2))
 
 
 def _machine(accelerator: Accelerator) -> str:

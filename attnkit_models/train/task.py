@@ -16,6 +16,7 @@ from attnkit_models.train.checkpoint import load_weights, read_weights
 from attnkit_models.train.data import ImageData
 from attnkit_models.train.optimize import adamw
 from attnkit_models.train.options import TrainOptions
+from attnkit_models.train.room import enough_memory
 from attnkit_models.train.rundir import BEST
 from attnkit_models.train.seeds import seed_of
 
@@ -43,28 +44,42 @@ class Task:
     idle_parameters: bool
 
 
-def rehearse(label: str, build: Callable[[], nn.Module], data: ImageData, options: TrainOptions, folder: Path) -> Task:
-    """Builds a model, counts its cost and takes one step with two blank images.
+def rehearse(
+    label: str, build: Callable[[], nn.Module], data: ImageData, options: TrainOptions, folder: Path, *, images: int = 2
+) -> Task:
+    """Builds a model, counts its cost and takes one step with a few blank images.
 
     That proves that the model takes these images and learns. It also makes PyTorch load whatever the first
     step loads, which would otherwise count as the first model's memory.
 
+    Args:
+        label: the model's name.
+        build: makes the model.
+        data: what it is to be trained on.
+        options: how to train.
+        folder: where its files go.
+        images: how many blank images, >= 1.
+
     Raises:
-        ConfigError: if the model's output is no logits for the data's classes.
+        ConfigError: if the model's output is no logits for the data's classes, or if memory runs out.
+        ShapeError: if the model cannot train on so few images of that size.
     """
+    height, width = data.preprocess.img_size
+    pixels = f"{images} image{'s' * (images > 1)} of {height} x {width} pixels"
     torch.manual_seed(seed_of("weights", options.seed))
-    model = build()
-    shape = (data.preprocess.channels, *data.preprocess.img_size)
-    macs = int(attnkit.flops(model, data.preprocess.img_size).total)
-    logits = model.train()(torch.zeros(2, *shape))
-    if tuple(logits.shape) != (2, len(data.classes)):
-        raise ConfigError(
-            f"{label} turns 2 images into {tuple(logits.shape)}, but training needs logits (2, {len(data.classes)})"
-        )
-    optimizer = adamw(model, options)
-    logits.sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    with enough_memory(f"to train {label} on {pixels}", "choose a smaller --img-size or another model"):
+        model = build()
+        macs = int(attnkit.flops(model, data.preprocess.img_size).total)
+        logits = model.train()(torch.zeros(images, data.preprocess.channels, height, width))
+        if tuple(logits.shape) != (images, len(data.classes)):
+            raise ConfigError(
+                f"{label} turns {pixels} into {tuple(logits.shape)}, but training needs logits "
+                f"({images}, {len(data.classes)})"
+            )
+        optimizer = adamw(model, options)
+        logits.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
     parameters = list(model.parameters())
     idle = any(one.requires_grad and one not in optimizer.state for one in parameters)
     count = sum(one.numel() for one in parameters)
