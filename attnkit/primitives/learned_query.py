@@ -38,9 +38,16 @@ class LearnedQuery(PrimitiveOptions):
         kernel: tokens per side of the window, odd, >= 1; places outside the image are left out.
         stride: step between outputs in tokens, >= 1; 2 halves the map.
         queries: learned queries per head, >= 1.
+        query_norm: `"unit"` divides each query by its length, as in the paper; `"unit_detached"` does so without a
+            gradient through the length; `"none"`.
         relative_bias: learn a bias per query, head and place in the window.
-        gain: `"window"`, a learned factor per query, head and place that multiplies the weights after the softmax, as
-            in the paper; or `"none"`.
+        scaled_bias: divide that bias by the square root of the head's width, as the scores are.
+        key_bias: add a learned vector per head to the keys. It moves all logits of a query alike, so it changes
+            nothing; weights of the authors may hold one.
+        gain: a factor of the weights after the softmax. `"window"`: learned per query, head and place, beginning near
+            0, as in the paper; `"window_ones"`: the same, beginning at 1; `"query"`: learned per query and head,
+            beginning near 0; `"signs"`: 1 for the first half of all queries' heads, -1 for the other; `"mean"`:
+            1 / queries; or `"none"`.
     """
 
     kind: ClassVar[str] = "learned_query"
@@ -55,11 +62,19 @@ class LearnedQuery(PrimitiveOptions):
     _: KW_ONLY
     stride: int = 1
     queries: int = 2
+    query_norm: Literal["unit", "unit_detached", "none"] = "unit"
     relative_bias: bool = True
-    gain: Literal["window", "none"] = "window"
+    scaled_bias: bool = False
+    key_bias: bool = False
+    gain: Literal["window", "window_ones", "query", "signs", "mean", "none"] = "window"
 
     def problems(self) -> list[str]:
-        return super().problems() + odd(kernel=self.kernel) + positive(stride=self.stride, queries=self.queries)
+        found = super().problems() + odd(kernel=self.kernel) + positive(stride=self.stride, queries=self.queries)
+        if self.scaled_bias and not self.relative_bias:
+            found.append("scaled_bias=True: goes with relative_bias=True")
+        if self.gain == "signs" and self.queries * self.heads % 2:
+            found.append(f"gain='signs': {self.queries} queries of {self.heads} heads have no half")
+        return found
 
     def columns(self, context: BuildContext) -> Columns:
         return Columns(v=self.heads * context.head_dim)
@@ -68,7 +83,7 @@ class LearnedQuery(PrimitiveOptions):
         return self.stride
 
     def full_budget(self, grid: Grid) -> LearnedQuery:
-        return replace(self, kernel=2 * max(grid.sizes) - 1, relative_bias=False, gain="none")
+        return replace(self, kernel=2 * max(grid.sizes) - 1, relative_bias=False, scaled_bias=False, gain="none")
 
     def period(self, grid: Grid) -> tuple[int, ...]:
         return (self.stride,) * grid.ndim
@@ -84,18 +99,34 @@ class LearnedQueryHeads(HeadGroup):
         super().__init__()
         self.options = options
         heads, width, rows = options.heads, context.head_dim, options.queries * options.heads
-        window = (options.kernel, options.kernel)
+        window = (rows, options.kernel, options.kernel)
         self.query = nn.Parameter(nn.init.trunc_normal_(torch.zeros(options.queries, heads, width)) * width**-0.5)
         self.key = nn.Parameter(lecun_normal(torch.zeros(heads * width, context.dim)))
-        self.relative_bias = nn.Parameter(torch.zeros(rows, *window)) if options.relative_bias else None
-        self.gain = nn.Parameter(torch.randn(rows, *window) * 0.02) if options.gain == "window" else None
+        self.key_bias = nn.Parameter(torch.zeros(heads, width)) if options.key_bias else None
+        self.relative_bias = nn.Parameter(torch.zeros(window)) if options.relative_bias else None
+        learned = {"window": window, "window_ones": window, "query": (rows,)}
+        self.gain: nn.Parameter | None = None
+        if options.gain in learned:
+            shape = learned[options.gain]
+            start = torch.ones(shape) if options.gain == "window_ones" else torch.randn(shape) * 0.02
+            self.gain = nn.Parameter(start)
+
+    def scaled_query(self) -> Tensor:
+        """The queries as they meet the keys: (queries, heads, D)."""
+        query, width = self.query, self.query.shape[2]
+        if self.options.query_norm != "none":
+            length = query.norm(dim=2, keepdim=True)
+            query = query / ((length.detach() if self.options.query_norm == "unit_detached" else length) + 1e-6)
+        return query * width**-0.5
 
     def score_weight(self) -> Tensor:
         """Query and key projection folded into one: (queries * heads, C), rows ordered query-major."""
-        width = self.query.shape[2]
-        query = self.query / (self.query.norm(dim=2, keepdim=True) + 1e-6) * width**-0.5
-        key = self.key.unflatten(0, (self.options.heads, width))
-        return torch.einsum("lhd,hdc->lhc", query, key).flatten(0, 1)
+        key = self.key.unflatten(0, (self.options.heads, -1))
+        return torch.einsum("lhd,hdc->lhc", self.scaled_query(), key).flatten(0, 1)
+
+    def score_bias(self) -> Tensor | None:
+        """What the keys' bias adds to every score: (queries * heads,), or None without one."""
+        return None if self.key_bias is None else (self.scaled_query() * self.key_bias).sum(2).flatten()
 
     def forward(self, inputs: HeadInputs) -> HeadOutput:
         assert inputs.v is not None
@@ -106,7 +137,7 @@ class LearnedQueryHeads(HeadGroup):
         # Scores in half precision would be off by several percent in the exponent.
         with without_autocast(inputs.x.device):
             weight = self.score_weight()
-            scores = F.linear(inputs.x.to(weight.dtype), weight).transpose(1, 2)
+            scores = F.linear(inputs.x.to(weight.dtype), weight, self.score_bias()).transpose(1, 2)
         # Scores without a query are attention with keys one number wide, looked at by queries that are all 1.
         ones = scores.new_ones(1, 1, 1, 1).expand(scores.shape[0], scores.shape[1], layout.num_queries, 1)
         out = attend(
@@ -115,10 +146,28 @@ class LearnedQueryHeads(HeadGroup):
             inputs.v.repeat(1, options.queries, 1, 1),
             layout,
             scale=1.0,
-            bias=self._table(self.relative_bias, inputs, 0.0),
-            gain=self._table(self.gain, inputs, 1.0),
+            bias=self._table(self.bias_table(), inputs, 0.0),
+            gain=self._table(None if self.gain is None or self.gain.ndim == 1 else self.gain, inputs, 1.0),
         )
+        factor = self.query_gain()
+        if factor is not None:
+            out = out * factor.to(out.dtype)[:, None, None]
         return HeadOutput(out.unflatten(1, (options.queries, options.heads)).sum(1), layout.query_grid)
+
+    def bias_table(self) -> Tensor | None:
+        """What is added to the logits: (queries * heads, kernel, kernel), or None."""
+        if self.relative_bias is None or not self.options.scaled_bias:
+            return self.relative_bias
+        return self.relative_bias * self.query.shape[2] ** -0.5
+
+    def query_gain(self) -> Tensor | None:
+        """The factor of each query's heads, (queries * heads,), where the gain does not differ from place to place."""
+        rows = self.options.queries * self.options.heads
+        if self.options.gain == "signs":
+            return 1.0 - 2.0 * (torch.arange(rows, device=self.query.device) >= rows // 2).to(self.query.dtype)
+        if self.options.gain == "mean":
+            return self.query.new_full((rows,), 1.0 / self.options.queries)
+        return self.gain if self.options.gain == "query" else None
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         grid, options = inputs.grid, self.options

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from attnkit import Conv, Dense, Grid, LearnedQuery, PooledGlobal
@@ -21,18 +21,34 @@ from attnkit.testing.strategies import grids, seeds
 
 
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("gained", ["window", "none"])
+@pytest.mark.parametrize("gained", ["window", "window_ones", "query", "signs", "mean", "none"])
 @given(
     grid=grids(max_height=5, max_width=6),
     half=st.integers(0, 3),
     stride=st.integers(1, 3),
     queries=st.integers(1, 3),
     heads=st.integers(1, 2),
+    norm=st.sampled_from(["unit", "unit_detached", "none"]),
+    scaled=st.booleans(),
+    key_bias=st.booleans(),
     seed=seeds(),
 )
-def test_learned_query(biased, gained, random_mix, agree, grid, half, stride, queries, heads, seed):
+def test_learned_query(
+    biased, gained, random_mix, agree, grid, half, stride, queries, heads, norm, scaled, key_bias, seed
+):
     kernel, width = 2 * half + 1, 3
-    options = LearnedQuery(heads, kernel, stride=stride, queries=queries, relative_bias=biased, gain=gained)
+    assume(gained != "signs" or queries * heads % 2 == 0)
+    options = LearnedQuery(
+        heads,
+        kernel,
+        stride=stride,
+        queries=queries,
+        query_norm=norm,
+        relative_bias=biased,
+        scaled_bias=biased and scaled,
+        key_bias=key_bias,
+        gain=gained,
+    )
     mix = random_mix(options, head_dim=width, seed=seed)
     group = mix.groups[0]
     down, right = (-(-size // stride) for size in grid.sizes)
@@ -45,28 +61,56 @@ def test_learned_query(biased, gained, random_mix, agree, grid, half, stride, qu
         return found
 
     def expected(x):
-        unit = group.query / (group.query.norm(dim=2, keepdim=True) + 1e-6) / math.sqrt(width)
-        key = group.key.unflatten(0, (heads, width))
-        scores = torch.einsum("bnc,mdc,qmd->bqmn", x, key, unit)
+        length = group.query.square().sum(2, keepdim=True).sqrt() + 1e-6
+        length = {"unit": length, "unit_detached": length.detach(), "none": 1.0}[norm]
+        keys = torch.einsum("bnc,mdc->bnmd", x, group.key.unflatten(0, (heads, width)))
+        keys = keys + group.key_bias if key_bias else keys
+        scores = torch.einsum("bnmd,qmd->bqmn", keys, group.query / length / math.sqrt(width))
         v = torch.stack((x @ mix.qkv.weight.T + mix.qkv.bias).chunk(heads, dim=-1), dim=1)
         near = windows(scores[..., grid.prefix :].flatten(1, 2), -torch.inf).unflatten(1, (queries, heads))
         values = windows(v[:, :, grid.prefix :].transpose(2, 3).flatten(1, 2), 0.0).unflatten(1, (heads, width))
         logits, factor = near, torch.ones_like(near)
         if biased:
-            logits = logits + group.relative_bias.view(1, queries, heads, -1, 1)
-        if gained == "window":
+            bias = group.relative_bias.view(1, queries, heads, -1, 1)
+            logits = logits + (bias / math.sqrt(width) if scaled else bias)
+        if gained in ("window", "window_ones"):
             factor = group.gain.view(1, queries, heads, -1, 1).expand_as(near)
         # Prefix tokens are further keys of every window, without bias and with gain 1.
         first = scores[..., : grid.prefix, None].expand(-1, -1, -1, -1, down * right)
         weights = torch.cat([first, logits], dim=3).softmax(3) * torch.cat([torch.ones_like(first), factor], dim=3)
-        image = torch.einsum("bqmpn,bmpd->bmnd", weights[..., : grid.prefix, :], v[:, :, : grid.prefix])
-        image = image + torch.einsum("bqmtn,bmdtn->bmnd", weights[..., grid.prefix :, :], values)
-        row = torch.einsum("bqmn,bmnd->bmd", scores.softmax(-1), v)[:, :, None].expand(-1, -1, grid.prefix, -1)
-        out = torch.cat([row, image], dim=2)
+        image = torch.einsum("bqmpn,bmpd->bqmnd", weights[..., : grid.prefix, :], v[:, :, : grid.prefix])
+        image = image + torch.einsum("bqmtn,bmdtn->bqmnd", weights[..., grid.prefix :, :], values)
+        row = torch.einsum("bqmn,bmnd->bqmd", scores.softmax(-1), v)[..., None, :].expand(-1, -1, -1, grid.prefix, -1)
+        out = torch.cat([row, image], dim=3)
+        # One factor for everything that a query's head gives, prefix tokens included.
+        whole = torch.ones(queries * heads, dtype=x.dtype)
+        if gained == "signs":
+            whole[queries * heads // 2 :] = -1.0
+        whole = group.gain if gained == "query" else whole / queries if gained == "mean" else whole
+        out = torch.einsum("bqmnd,qm->bmnd", out, whole.view(queries, heads))
         return torch.cat(list(out.unbind(1)), dim=-1) @ mix.proj.weight.T + mix.proj.bias
 
     agree(mix, grid, expected, seed=seed)
     assert mix.run(random_tensor(1, grid.tokens, mix.dim, seed=0), grid).grid == Grid(down, right, prefix=grid.prefix)
+
+
+def test_options_of_learned_queries_that_do_not_fit_together():
+    with pytest.raises(ConfigError, match=r"gain='signs'\): 1 queries of 3 heads have no half"):
+        LearnedQuery(3, 3, queries=1, gain="signs")
+    with pytest.raises(ConfigError, match=r"scaled_bias=True\): goes with relative_bias=True"):
+        LearnedQuery(3, 3, relative_bias=False, scaled_bias=True)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e3, 1e6])
+def test_scores_of_any_size_are_exact(random_mix, factor):
+    """In float32, where exp alone would overflow at 89; a far larger score elsewhere does not wipe out a window."""
+    mix = random_mix(LearnedQuery(2, 3, query_norm="none"), head_dim=4)
+    with torch.no_grad():
+        mix.groups[0].key.mul_(factor)
+    x = random_tensor(1, 48, 8, seed=1)
+    x[:, 40:] *= 10
+    found, expected = (mix.to(x.dtype)(x, Grid(6, 8)) for x in (x.float(), x))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_learned_query_makes_no_keys(random_mix):
@@ -81,6 +125,7 @@ def test_learned_query_makes_no_keys(random_mix):
 def test_learned_query_starts_with_even_weights_and_small_gains():
     mix = LearnedQuery(2, 3).build(BuildContext(8, 4))
     assert (mix.relative_bias == 0).all()
+    assert (LearnedQuery(2, 3, gain="window_ones").build(BuildContext(8, 4)).gain == 1).all()
     assert 0.005 < float(mix.gain.detach().std()) < 0.05
     assert float(mix.query.detach().std()) < 1.5 * 4**-0.5
 
