@@ -15,6 +15,9 @@ import torch
 # Makes Dynamo look up torch's functions by name now, before the fixture below replaces three of them.
 from torch._dynamo.trace_rules import get_torch_obj_rule_map
 
+# Makes `with torch.device(...)` do the same.
+from torch.utils._device import _device_constructors
+
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", max_examples=40, deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
@@ -63,6 +66,7 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 def poison_uninitialised_memory() -> Iterator[None]:
     """Lets `torch.empty` and its kin return NaN to attnkit's code, so that reading before writing shows."""
     get_torch_obj_rule_map()
+    _device_constructors()
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, _poisoned(getattr(owner, name)))

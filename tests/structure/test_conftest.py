@@ -76,3 +76,10 @@ def test_poisoned_code_still_exports():
 def test_warnings_are_errors():
     with pytest.raises(UserWarning, match="heard"):
         warnings.warn("heard", UserWarning, stacklevel=1)
+
+
+def test_poisoned_code_still_allocates_where_it_is_told_to():
+    with torch.device("meta"):
+        assert all(tensor.is_meta for tensor in module_named("attnkit.somewhere").allocated())
+        # More than any machine has.
+        assert torch.nn.Linear(10**7, 10**7).weight.is_meta
