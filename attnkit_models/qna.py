@@ -6,6 +6,9 @@ learned-query blocks, then one learned-query block of stride 2 that halves the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from attnkit.blocks import BlockStyle
 from attnkit.heads import Mix
 from attnkit.primitives import LearnedQuery, Window
@@ -24,7 +27,6 @@ def qna_vit(
     kernel: int = 3,
     windows: tuple[int, ...] = (7, 7, 14, 7),
     window_head_dim: int = WINDOW_HEAD_DIM,
-    patch: int = 4,
     img_size: int = 224,
     drop_path: float = 0.0,
 ) -> PyramidConfig:
@@ -38,27 +40,55 @@ def qna_vit(
         kernel: tokens per side of a learned query's window, odd.
         windows: tokens per side of an attention window, per stage.
         window_head_dim: width of a head of window attention.
-        patch: side of a patch of the stem in pixels.
         img_size: side of the images it is made for in pixels.
         drop_path: drop rate of the last block.
     """
     stages = []
     for at, (attending, querying) in enumerate(zip(window_blocks, query_blocks, strict=True)):
         width = dim << at
+        heads = width // head_dim
         if attending:
-            group = Window(width // window_head_dim, windows[at], relative_bias=True)
-            stages.append(Stage(width, attending, Mix((group,), qkv_bias=False, proj_bias=False)))
+            window = Window(width // window_head_dim, windows[at], relative_bias=True)
+            stages.append(window_stage(width, attending, window))
         if querying:
-            stages.append(Stage(width, querying, _queries(width, head_dim, kernel)))
+            stages.append(query_stage(width, querying, LearnedQuery(heads, kernel)))
         if at < len(window_blocks) - 1:
-            stages.append(Stage(width, 1, _queries(2 * width, head_dim, kernel, stride=2)))
+            stages.append(query_stage(width, 1, LearnedQuery(2 * heads, kernel, stride=2)))
+    return pyramid(stages, img_size=img_size, drop_path=drop_path)
+
+
+def window_stage(dim: int, depth: int, group: Window) -> Stage:
+    """Blocks of window attention."""
+    return Stage(dim, depth, Mix((group,), qkv_bias=False, proj_bias=False))
+
+
+def query_stage(dim: int, depth: int, group: LearnedQuery) -> Stage:
+    """Learned-query blocks; a stride multiplies the width."""
+    out_dim = dim * group.stride
+    mix = Mix(
+        (group,),
+        head_dim=out_dim // group.heads,
+        out_dim=out_dim if group.stride > 1 else None,
+        qkv_bias=False,
+        proj_bias=False,
+    )
+    return Stage(dim, depth, mix)
+
+
+def pyramid(stages: Sequence[Stage], *, layer_scale: float | None = None, **options: Any) -> PyramidConfig:
+    """The model around the stages: patches of 4 x 4 pixels, MLPs with the tanh approximation of GELU.
+
+    Args:
+        stages: the stages.
+        layer_scale: see `BlockStyle`.
+        **options: those of `PyramidConfig`.
+    """
     return PyramidConfig(
-        (ConvNorm(dim, patch, patch, bias=False, norm="none"),),
+        (ConvNorm(stages[0].dim, 4, 4, bias=False, norm="none"),),
         tuple(stages),
-        block=BlockStyle(activation="gelu_tanh"),
+        block=BlockStyle(activation="gelu_tanh", layer_scale=layer_scale),
         init="lecun_normal",
-        img_size=img_size,
-        drop_path=drop_path,
+        **options,
     )
 
 
@@ -85,8 +115,3 @@ def qna_vit_small() -> PyramidConfig:
 def qna_vit_base() -> PyramidConfig:
     """QnA-B: 55.7 M parameters, 9.5 G multiply-adds at 224 x 224 pixels."""
     return qna_vit(96, (0, 0, 12, 2), (2, 3, 6, 0), head_dim=16, drop_path=0.5)
-
-
-def _queries(width: int, head_dim: int, kernel: int, stride: int = 1) -> Mix:
-    group = LearnedQuery(width // head_dim, kernel, stride=stride)
-    return Mix((group,), head_dim=head_dim, out_dim=width if stride > 1 else None, qkv_bias=False, proj_bias=False)

@@ -12,7 +12,7 @@ import attnkit
 from attnkit import registry
 from attnkit.errors import CheckpointError, ConfigError
 from attnkit_models.backbones.config import ModelConfig
-from attnkit_models.checkpoints.family import FAMILIES, RELEASED, Family, family_named, layer_named
+from attnkit_models.checkpoints.family import FAMILIES, LAYERS, RELEASED, Family, family_named, layer_named
 from attnkit_models.checkpoints.keys import KeyTable, Pair, inward, outward
 
 # How many names an error shows of each kind.
@@ -46,11 +46,11 @@ def import_official(name: str, state_dict: Mapping[str, Any], hparams: Mapping[s
 
 
 def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
-    """Writes a model's weights under the names and in the shapes of the authors' code: `import_official` backwards.
+    """Writes weights under the names and in the shapes of the authors' code: the imports backwards.
 
     Args:
-        name: a released model or a family, as for `import_official`.
-        model: a model of that family.
+        name: a released model or a family, as for `import_official`, or a class, as for `import_official_layer`.
+        model: a model of that family, or a module that `import_official_layer` made.
 
     Returns:
         The authors' names to new tensors.
@@ -59,14 +59,19 @@ def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
         ConfigError: for an unknown name.
         CheckpointError: for a model of another kind.
     """
-    family = family_named(name)
+    layer = layer_named(name) if name in LAYERS else None
+    called = name if layer else family_named(name).name
     config = getattr(model, "config", None)
     try:
-        if not isinstance(config, ModelConfig):
+        if layer:
+            table = layer.table(model)
+        elif isinstance(config, ModelConfig):
+            table = family_named(name).table(config)
+        else:
             raise KeyError(type(model).__name__)
-        pairs = family.table(config).pairs(model.state_dict())
+        pairs = table.pairs(model.state_dict())
     except (KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"this model cannot be written as a {family.name!r} of its authors: {error}") from None
+        raise CheckpointError(f"this model cannot be written as a {called!r} of its authors: {error}") from None
     return {key: tensor.clone() for key, tensor in outward(pairs, model.state_dict()).items()}
 
 
@@ -88,9 +93,9 @@ def import_official_layer(
         CheckpointError: for names or shapes that do not fit.
     """
     layer = layer_named(upstream_class)
-    arguments = dict(hparams or {})
-    module = layer.build(arguments)
-    load(module, layer.table(arguments), state_dict, what=f"the state dict for a {upstream_class}", family=None)
+    theirs = unwrapped(state_dict)
+    module = layer.build(dict(hparams or {}), theirs)
+    load(module, layer.table(module), theirs, what=f"the state dict for {upstream_class!r}", family=None)
     return module.eval()
 
 

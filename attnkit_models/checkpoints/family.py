@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.errors import ConfigError, did_you_mean
 from attnkit_models.backbones.config import ModelConfig
@@ -38,12 +38,13 @@ class Layer:
     """One module of an authors' code, carried alone.
 
     Attributes:
-        build: our module from the arguments of the authors' constructor, with the inputs and outputs of theirs.
-        table: its names, from the same arguments.
+        build: our module, with the inputs and outputs of theirs, from the arguments of the authors' constructor and
+            the tensors by the authors' names: some codes take a width from the input, which only the weights then tell.
+        table: the names of such a module.
     """
 
-    build: Callable[[Mapping[str, Any]], nn.Module]
-    table: Callable[[Mapping[str, Any]], KeyTable]
+    build: Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
+    table: Callable[[nn.Module], KeyTable]
 
 
 # Where the families and layers are; each module is imported on use.
@@ -51,6 +52,7 @@ FAMILIES: dict[str, str] = {
     "biformer": "attnkit_models.checkpoints.biformer:BIFORMER",
     "biformer_stl": "attnkit_models.checkpoints.biformer:BIFORMER_STL",
     "biformer_stl_nchw": "attnkit_models.checkpoints.biformer:BIFORMER_STL_NCHW",
+    "qna_vit": "attnkit_models.checkpoints.qna:QNA_VIT",
 }
 
 RELEASED: dict[str, str] = {
@@ -59,9 +61,17 @@ RELEASED: dict[str, str] = {
     "biformer_base": "biformer",
     "biformer_stl": "biformer_stl",
     "biformer_stl_nchw": "biformer_stl_nchw",
+    "qna_vit_tiny": "qna_vit",
+    "qna_vit_tiny_7x7": "qna_vit",
+    "qna_vit_small": "qna_vit",
+    "qna_vit_base": "qna_vit",
 }
 
-LAYERS: dict[str, str] = {}
+LAYERS: dict[str, str] = {
+    "FusedKQnA": "attnkit_models.checkpoints.qna_layers:FUSED_K_QNA",
+    "QnABlock": "attnkit_models.checkpoints.qna_layers:QNA_BLOCK",
+    "MultiHeadSelfAttention": "attnkit_models.checkpoints.qna_layers:MULTI_HEAD_SELF_ATTENTION",
+}
 
 
 def family_named(name: str) -> Family:

@@ -16,6 +16,10 @@ COUNTS = {
     "biformer_base": 518,
     "biformer_stl": 201,
     "biformer_stl_nchw": 201,
+    "qna_vit_tiny": 214,
+    "qna_vit_tiny_7x7": 214,
+    "qna_vit_small": 358,
+    "qna_vit_base": 358,
 }
 
 
