@@ -6,7 +6,7 @@ import inspect
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from attnkit.errors import AttnkitError, did_you_mean, nearest, shown
 
@@ -59,7 +59,7 @@ class NamedArguments(ABCMeta):
         return {**kwargs, **given}, found
 
 
-def is_count(value: object, least: int = 0) -> bool:
+def is_count(value: object, least: int = 0) -> TypeGuard[int]:
     """Whether a value is an integer (a truth value is none) and not less than `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from attnkit.errors import ConfigError, did_you_mean, listing
+from attnkit.errors import ConfigError, did_you_mean, listing, shown
 from attnkit.options import Options, resolve_kinds_with
 
 PRIMITIVES: dict[str, str] = {
@@ -113,11 +113,11 @@ def register_primitive(name: str, options: type[Options]) -> None:
         ConfigError: if the name is taken, differs from the class's `kind`, or `options` is no such class.
     """
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"a primitive's name is a string such as 'my_window', but got {name!r}")
+        raise ConfigError(f"a primitive's name is a string such as 'my_window', but got {shown(name)}")
     if not _buildable(options):
         raise ConfigError(
             f"register_primitive({name!r}, ...) needs a class derived from attnkit.primitives.PrimitiveOptions, "
-            f"but got {options!r}"
+            f"but got {shown(options)}"
         )
     if options.kind and options.kind != name:
         raise ConfigError(f"{options.__name__}.kind is {options.kind!r} but it is being registered as {name!r}")
@@ -213,14 +213,14 @@ def list_primitives(pattern: str = "*") -> list[str]:
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:
     if not isinstance(pattern, str):
-        raise ConfigError(f"pattern must be a string such as 'biformer*', but got {pattern!r}")
+        raise ConfigError(f"pattern must be a string such as 'biformer*', but got {shown(pattern)}")
     return sorted(fnmatch.filter(names, pattern))
 
 
 def _resolve_kind(kind: str, base: type[Options], path: str) -> type[Options]:
     where = f"{path}: " if path else ""
     if not isinstance(kind, str):
-        raise ConfigError(f"{where}'kind' is a name such as 'dense', but got {kind!r}")
+        raise ConfigError(f"{where}'kind' is a name such as 'dense', but got {shown(kind)}")
     if kind in STRUCTURES:
         cls = load(STRUCTURES[kind])
     else:

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnkit.analysis.canvas import label, new_figure, save
+from attnkit.analysis.canvas import label, new_figure, picture_file, save
 from attnkit.analysis.palette import INK, MUTED, PAPER, channels, colour_of
 from attnkit.analysis.sight import Sight
 from attnkit.analysis.tables import percent
-from attnkit.analysis.tracing import image_channels, prepared, unmarked, visits
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.analysis.tracing import image_channels, prepared, reported, unmarked, visits
+from attnkit.arguments import is_count
+from attnkit.errors import ConfigError, ShapeError, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,22 +82,24 @@ def draw_attention(
         MissingExtraError: if matplotlib is not installed.
     """
     module = prepared(model, "draw_attention")
+    file, patterns = picture_file(path), _patterns(layers)
     image = _single(module, image)
-    shown = _shown(image if picture is None else picture)
+    ground = _light(image if picture is None else picture)
     pixels = (int(image.shape[2]), int(image.shape[3]))
     place = _lively_place(image[0]) if query is None else query
-    if len(place) != 2 or not all(0 <= at < size for at, size in zip(place, pixels, strict=True)):
-        raise ShapeError(f"query={query!r} is no (row, column) of an image of {pixels[0]} x {pixels[1]} pixels")
-    with unmarked(module):
+    pair = isinstance(place, (tuple, list)) and len(place) == 2 and all(map(is_count, place))
+    if not pair or place[0] >= pixels[0] or place[1] >= pixels[1]:
+        raise ShapeError(f"query={shown(query)} is no (row, column) of an image of {pixels[0]} x {pixels[1]} pixels")
+    with reported("draw_attention", module, (image,)), unmarked(module):
         rows: dict[str, list[Sight]] = {}
         for visit in visits(module, (image,)):
             if visit.inputs is not None and visit.inputs.grid.ndim == 2:
                 rows.setdefault(visit.path.rpartition(".groups.")[0] or visit.path, []).append(Sight(visit))
         if not rows:
             raise ConfigError(f"draw_attention needs a model with head mixes, but {type(module).__name__} runs none")
-        glances = {name: [_glance(one, place, pixels) for one in rows[name]] for name in _chosen(rows, layers)}
-    figure = _figure(glances, shown, pixels, title)
-    save(figure, path)
+        glances = {name: [_glance(one, place, pixels) for one in rows[name]] for name in _chosen(rows, patterns)}
+    figure = _figure(glances, ground, pixels, title)
+    save(figure, file)
     return figure
 
 
@@ -104,14 +107,17 @@ def _single(module: nn.Module, image: Tensor) -> Tensor:
     channel_count = image_channels(module)
     full = image[None] if isinstance(image, Tensor) and image.ndim == 3 else image
     if not isinstance(full, Tensor) or full.ndim != 4 or full.shape[0] != 1 or full.shape[1] != channel_count:
-        got = tuple(image.shape) if isinstance(image, Tensor) else repr(image)
-        raise ShapeError(f"draw_attention takes one image ({channel_count}, H, W) or with a 1 before, but got {got}")
+        raise ShapeError(
+            f"draw_attention takes one image ({channel_count}, H, W) or with a 1 before, but got {shown(image)}"
+        )
     like = next((one for one in module.parameters() if one.is_floating_point()), full)
     return full.detach().to(like)
 
 
-def _shown(picture: Tensor) -> Tensor:
+def _light(picture: Tensor) -> Tensor:
     """The picture as light colours (H, W, 3), so that what lies on it stands out."""
+    if not isinstance(picture, Tensor) or picture.ndim not in (2, 3, 4) or not picture.numel():
+        raise ShapeError(f"picture is a tensor (H, W), (1, H, W) or (3, H, W), but got {shown(picture)}")
     image = picture.detach().float().cpu()
     image = image[0] if image.ndim == 4 else image[None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -134,13 +140,19 @@ def _lively_place(image: Tensor) -> tuple[int, int]:
     return divmod(int((score[0, 0] * liking).argmax()), width)
 
 
-def _chosen(rows: dict[str, list[Sight]], layers: Sequence[str] | None) -> list[str]:
+def _patterns(layers: Sequence[str] | None) -> list[str] | None:
+    names = [layers] if isinstance(layers, str) else layers
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names)):
+        raise ConfigError(f"layers is a list of names such as ['blocks.*.mix'], but got {shown(layers)}")
+    return None if names is None else list(names)
+
+
+def _chosen(rows: dict[str, list[Sight]], patterns: list[str] | None) -> list[str]:
     names = list(rows)
-    if layers is not None:
-        patterns = [layers] if isinstance(layers, str) else list(layers)
+    if patterns is not None:
         found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
         if not found:
-            raise ConfigError(f"layers={patterns!r} fits none of the mixes, which are {', '.join(names)}")
+            raise ConfigError(f"layers={shown(patterns)} fits none of the mixes, which are {', '.join(names)}")
         return found
     stages: dict[tuple[int, ...], list[str]] = {}
     for name in names:
@@ -177,7 +189,7 @@ def _short(name: str) -> str:
     return name.removesuffix(".mix") or "mix"
 
 
-def _figure(glances: dict[str, list[Glance]], shown: Tensor, pixels: tuple[int, int], heading: str) -> Any:
+def _figure(glances: dict[str, list[Glance]], ground: Tensor, pixels: tuple[int, int], heading: str) -> Any:
     lines = _lines(glances)
     columns = 1 + max(len(row) for _, row in lines)
     tall = min(max(TILE * pixels[0] / pixels[1], 0.6), 5.0)
@@ -197,7 +209,7 @@ def _figure(glances: dict[str, list[Glance]], shown: Tensor, pixels: tuple[int, 
         for column, (text, glance) in enumerate([("", first), *row]):
             left = MARGIN + column * (TILE + GAP)
             axes = figure.add_axes((left / total[0], 1 - (top + tall) / total[1], TILE / total[0], tall / total[1]))
-            _panel(axes, shown, glance if column else None, glance.box, pixels)
+            _panel(axes, ground, glance if column else None, glance.box, pixels)
             if not column:
                 sizes = " x ".join(map(str, first.heat.shape))
                 label(axes, f"query, of {sizes} tokens", size=8.5, muted=True, pad=3)
@@ -208,13 +220,13 @@ def _figure(glances: dict[str, list[Glance]], shown: Tensor, pixels: tuple[int, 
     return figure
 
 
-def _panel(axes: Any, shown: Tensor, glance: Glance | None, box: Sequence[float], pixels: tuple[int, int]) -> None:
+def _panel(axes: Any, ground: Tensor, glance: Glance | None, box: Sequence[float], pixels: tuple[int, int]) -> None:
     from matplotlib.patches import Rectangle
 
     extent = (0, pixels[1], pixels[0], 0)
     # Under the heat a grey picture behind a veil: its shapes stay visible, its colours do not compete.
-    ground = shown if glance is None else shown.mean(-1, keepdim=True).expand(-1, -1, 3)
-    axes.imshow(ground.numpy(), extent=extent, interpolation="nearest")
+    under = ground if glance is None else ground.mean(-1, keepdim=True).expand(-1, -1, 3)
+    axes.imshow(under.numpy(), extent=extent, interpolation="nearest")
     if glance is not None:
         axes.imshow(torch.ones(1, 1, 3).numpy(), extent=extent, alpha=0.6)
         colour = torch.tensor(channels(colour_of(glance.kind))).expand(*glance.heat.shape, 3)

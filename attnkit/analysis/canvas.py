@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnkit.analysis.palette import INK, MUTED, PAPER, UNSEEN, channels
-from attnkit.errors import ConfigError, load_extra
+from attnkit.errors import ConfigError, load_extra, shown
 
 # Inches: between tiles, and of one letter of a title.
 GAP = 0.14
@@ -71,13 +72,26 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def save(figure: Any, path: str | Path | None) -> None:
-    """Writes a figure as PNG, SVG or PDF, by the name's ending; None writes nothing."""
+def picture_file(path: str | Path | None) -> Path | None:
+    """Where a picture is to be written, looked at before it is drawn.
+
+    Raises:
+        ConfigError: for something else than a path, or another ending than those of `FORMATS`.
+    """
     if path is None:
-        return
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"pictures are written to a path such as 'window.png', but got {shown(path)}")
     file = Path(path)
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"pictures are written as {', '.join(FORMATS)}, but got path {str(file)!r}")
+    return file
+
+
+def save(figure: Any, file: Path | None) -> None:
+    """Writes a figure as PNG, SVG or PDF, by the name's ending; None writes nothing."""
+    if file is None:
+        return
     try:
         figure.savefig(file, dpi=160, facecolor=PAPER)
     except OSError as error:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnkit.analysis.tables import html_table, metric, percent, plain_table
-from attnkit.analysis.tracing import ImageSize, described, example_inputs, hooked, prepared, unmarked
+from attnkit.analysis.tracing import ImageSize, described, example_inputs, hooked, prepared, reported, unmarked
 from attnkit.blocks import MLP
 from attnkit.heads import HeadMix
 from attnkit.kernels import use_backend
@@ -127,14 +127,14 @@ def flops(
         A `FlopCount`: `.total` in MACs and one row per layer.
 
     Raises:
-        ConfigError: if `model` is no module, or the device is not there.
+        ConfigError: if `model` is no module, the device is not there, or the dtype is no floating one.
         ShapeError: if the module cannot take images of that size.
     """
     module = prepared(model, "flops", device, dtype)
     inputs = example_inputs(module, image_size)
     with unmarked(module), use_backend(None), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         ledger = _Ledger(module, counter)
-        with hooked(module, ledger.enter, ledger.leave), wrapping(ledger.attend):
+        with reported("flops", module, inputs), hooked(module, ledger.enter, ledger.leave), wrapping(ledger.attend):
             module(*inputs)
     rows = tuple(row for row in ledger.rows.values() if row.total or row.dense)
     return FlopCount(f"{described(module, image_size)}: {metric(sum(row.total for row in rows))}MACs", rows)

@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 from attnkit.analysis.tables import html_table, percent, plain_table
-from attnkit.analysis.tracing import ImageSize, Visit, described, example_inputs, prepared, unmarked, visits
+from attnkit.analysis.tracing import (
+    ImageSize,
+    Visit,
+    described,
+    example_inputs,
+    prepared,
+    reported,
+    unmarked,
+    visits,
+)
+from attnkit.errors import ConfigError, shown
 
 HEADERS = ("layer", "primitive", "heads", "queries", "keys", "density", "layout", "backend")
 
@@ -111,14 +121,16 @@ def explain(
         An `Explanation` with one row per call.
 
     Raises:
-        ConfigError: if `model_or_layer` is no module, or the device is not there.
+        ConfigError: if `model_or_layer` is no module, the device is not there, or the dtype is no floating one.
         ShapeError: if the module cannot take images of that size.
         BackendError: if a backend was asked for that cannot run a call.
     """
+    if not isinstance(training, bool):
+        raise ConfigError(f"explain(training=...) must be true or false, but got {shown(training)}")
     module = prepared(model_or_layer, "explain", device, dtype)
     # Batch statistics of a single image can be undefined, so a training pass gets two.
     inputs = example_inputs(module, image_size, batch=2 if training else 1)
-    with unmarked(module, training=training):
+    with reported("explain", module, inputs), unmarked(module, training=training):
         found = visits(module, inputs)
         rows = tuple(row for visit in found for row in _rows(visit))
     like = inputs[0]

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from attnkit.analysis.scene import scene_mix
-from attnkit.analysis.tracing import ImageSize, example_inputs, layer_width, prepared, sizes_of, unmarked
+from attnkit.analysis.tracing import ImageSize, example_inputs, layer_width, prepared, reported, sizes_of, unmarked
+from attnkit.arguments import is_count
 from attnkit.blocks import BlockConfig
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.heads import HeadMix, Mix
 from attnkit.primitives import PrimitiveOptions
+
+MOST_LAYERS = 1000
 
 
 def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
@@ -28,7 +31,7 @@ def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
         model_or_mix: options of head groups (one, a list, a `Mix`): `layers` mixes of them, each behind the other with
             a residual connection; or a `HeadMix` or `Block`; or a model with `forward_features`.
         grid: tokens of the layer's grid, or pixels of the model's image: a number, (height, width) or a `Grid`.
-        layers: how often the layer is applied, >= 1; mixes made from options count their layers, so that random
+        layers: how often the layer is applied, 1 to 1000; mixes made from options count their layers, so that random
             windows differ.
 
     Returns:
@@ -39,8 +42,8 @@ def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
         ConfigError: for something else, or `layers` below 1.
         ShapeError: if layers that change the grid or width are to be applied more than once.
     """
-    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-        raise ConfigError(f"reach(layers=...) is a number of layers, an integer >= 1, but got {layers!r}")
+    if not is_count(layers, 1) or layers > MOST_LAYERS:
+        raise ConfigError(f"reach(layers=...) is a number of layers, 1 to {MOST_LAYERS}, but got {shown(layers)}")
     on = grid if isinstance(grid, Grid) else Grid(*sizes_of(grid))
     stack, residual = _stack(model_or_mix, on, layers)
     if layer_width(stack[0]) is None:
@@ -48,7 +51,7 @@ def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
     x = example_inputs(stack[0], on)[0].reshape(1, on.tokens, -1).requires_grad_()
     out = x
     for module in stack:
-        with unmarked(module), torch.enable_grad():
+        with reported("reach", module, (out, on)), unmarked(module), torch.enable_grad():
             found = module(out, on)
             if layers > 1 and found.shape != out.shape:
                 raise ShapeError(
@@ -77,7 +80,7 @@ def _of_model(module: nn.Module, size: ImageSize, layers: int) -> Tensor:
             f"but got {type(module).__name__} and layers={layers}"
         )
     image = example_inputs(module, size)[0].requires_grad_()
-    with unmarked(module), torch.enable_grad():
+    with reported("reach", module, (image,)), unmarked(module), torch.enable_grad():
         features = module.forward_features(image)  # type: ignore[operator]
     # (B, C, H, W) maps and (B, N, C) tokens both occur.
     tokens = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from attnkit.analysis.canvas import PictureRow, Tile, draw_rows, save
+from attnkit.analysis.canvas import PictureRow, Tile, draw_rows, picture_file, save
 from attnkit.analysis.palette import BY_CONTENT, GROUND, OWN, SKY, THING, channels, colour_of
 from attnkit.analysis.scene import scene_mix, scene_parts, scene_tokens
 from attnkit.analysis.sight import Sight
 from attnkit.analysis.tracing import ImageSize, sizes_of, unmarked, visits
+from attnkit.arguments import is_count
 from attnkit.blocks import Block, BlockConfig
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.heads import HeadMix, Mix
 from attnkit.layouts import Layout
@@ -25,6 +26,9 @@ from attnkit.primitives import PrimitiveOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# 256 x 256; the mask of a layout has as many entries as this squared.
+MOST_TOKENS = 2**16
 
 Drawable: TypeAlias = "Options | Layout | nn.Module | Mapping[str, Any] | Sequence[Any]"
 Query: TypeAlias = "int | tuple[int, int] | Sequence[int | tuple[int, int]] | None"
@@ -62,12 +66,13 @@ def draw(
         ConfigError: for something that has no pattern, a query outside the grid, or a path that cannot be written.
         MissingExtraError: if matplotlib is not installed.
     """
+    file = picture_file(path)
     rows = picture_rows(what, grid, query, matrix=matrix)
     on = _grid_for(what, grid)
     by_content = any(row.colour == BY_CONTENT for row in rows)
     first = scene_colours(on) if (by_content if scene is None else scene) else None
     figure = draw_rows(rows, (on.height, on.width), first)
-    save(figure, path)
+    save(figure, file)
     return figure
 
 
@@ -103,7 +108,7 @@ def scene_mix_of(what: Any, grid: Grid) -> HeadMix:
         return scene_mix(what, grid)
     raise ConfigError(
         f"draw takes options such as attnkit.Window(heads=2, window=7), a list of them, a HeadMix, a Block "
-        f"or a layout, but got {what!r}"
+        f"or a layout, but got {shown(what)}"
     )
 
 
@@ -193,6 +198,8 @@ def _grid_for(what: Drawable, size: ImageSize | None) -> Grid:
     grid = grid or Grid(14, 14)
     if grid.ndim > 2:
         raise ShapeError(f"draw shows grids with one or two axes, but got {grid}")
+    if grid.tokens > MOST_TOKENS:
+        raise ShapeError(f"draw shows up to {MOST_TOKENS} tokens, but got {grid}")
     return grid
 
 
@@ -202,16 +209,22 @@ def _spots(query: Query, grid: Grid) -> list[tuple[int, int]]:
     if query is None:
         shares = ((0.0, 0.0), (0.32, 0.27), (0.6, 0.77), (0.93, 0.45))
         return list(dict.fromkeys((int(y * height), int(x * width)) for y, x in shares))
-    several = isinstance(query, Sequence) and not (
-        isinstance(query, tuple) and len(query) == 2 and all(isinstance(one, int) for one in query)
-    )
+    several = isinstance(query, Sequence) and not isinstance(query, str) and query and not _is_place(query, tuple)
+    given: list[Any] = list(query) if several else [query]  # type: ignore[arg-type]
     spots = []
-    for one in query if several else [query]:  # type: ignore[union-attr]
-        spot = divmod(one, width) if isinstance(one, int) else tuple(one)
-        if len(spot) != 2 or not (0 <= spot[0] < height and 0 <= spot[1] < width):
-            raise ConfigError(f"query={one!r} is no token of {grid}; give its number or (row, column), counted from 0")
-        spots.append(spot)
+    for one in given:
+        place: Any = divmod(one, width) if is_count(one) else one
+        if not _is_place(place, (tuple, list)) or place[0] >= height or place[1] >= width:
+            raise ConfigError(
+                f"query={shown(one)} is no token of {grid}; give its number or (row, column), counted from 0"
+            )
+        spots.append((place[0], place[1]))
     return spots
+
+
+def _is_place(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a value is (row, column)."""
+    return isinstance(value, kinds) and len(value) == 2 and all(map(is_count, value))  # type: ignore[arg-type]
 
 
 def scene_colours(grid: Grid) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,14 +12,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from attnkit.arguments import is_count
 from attnkit.blocks import Block
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.errors import AttnkitError, ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.heads import HeadMix
 from attnkit.kernels import Choice, recording
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.dispatch import wrapping
 from attnkit.primitives import HeadGroup, HeadInputs, HeadOutput
+
+# Eight gigabytes in float32.
+MOST_NUMBERS = 2**31
 
 ImageSize: TypeAlias = "int | tuple[int, int] | Grid"
 
@@ -151,16 +156,29 @@ def prepared(
     """
     if not isinstance(module, nn.Module):
         raise ConfigError(
-            f"{what} needs a module, such as attnkit.build('bigbird_vit_micro') or a HeadMix, but got {module!r}"
+            f"{what} needs a module, such as attnkit.build('bigbird_vit_micro') or a HeadMix, but got {shown(module)}"
         )
     module = getattr(module, "_orig_mod", module)
-    if device is None and dtype is None:
-        return module
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"{what} needs a floating dtype, such as torch.bfloat16, but got dtype={shown(dtype)}")
     try:
-        return copy.deepcopy(module).to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError, TypeError) as error:
+        return module if device is None and dtype is None else copy.deepcopy(module).to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{what} cannot bring the model to device={device}, dtype={dtype}: {reason}") from error
+        raise ConfigError(f"{what} cannot bring the model to device={shown(device)}: {reason}") from error
+
+
+@contextmanager
+def reported(what: str, module: nn.Module, inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Says in one sentence that a module failed, and on what, unless it has said so itself."""
+    try:
+        yield
+    except (AttnkitError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        given = ", ".join(shown(one) for one in inputs)
+        raise ShapeError(f"{what} ran {type(module).__name__} on {given}, and it failed: {reason}") from error
 
 
 def example_inputs(module: nn.Module, size: ImageSize, batch: int = 1) -> tuple[Any, ...]:
@@ -177,8 +195,10 @@ def example_inputs(module: nn.Module, size: ImageSize, batch: int = 1) -> tuple[
     prefix = size.prefix if isinstance(size, Grid) else 0
     sizes = sizes_of(size)
     if width is None and (prefix or len(sizes) != 2):
-        raise ShapeError(f"a model takes an image size such as 224 or (height, width), but got {size!r}")
+        raise ShapeError(f"a model takes an image size such as 224 or (height, width), but got {shown(size)}")
     shape = (*sizes, width) if width is not None else (image_channels(module), *sizes)
+    if batch * math.prod(shape) > MOST_NUMBERS:
+        raise ShapeError(f"{shown(size)} makes an input of {' x '.join(map(str, shape))} numbers, which is too large")
     like = next((one for one in module.parameters() if one.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     if prefix and width is not None:
@@ -197,9 +217,9 @@ def sizes_of(size: Any) -> tuple[int, ...]:
     """
     if isinstance(size, Grid):
         return size.sizes
-    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
-    if not sizes or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in sizes):
-        raise ShapeError(f"image_size is an integer >= 1, or (height, width), but got {size!r}")
+    sizes = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if not sizes or not all(is_count(one, 1) for one in sizes):
+        raise ShapeError(f"image_size is an integer >= 1, or (height, width), but got {shown(size)}")
     return sizes
 
 
