@@ -35,11 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # typer brings its own click in some versions and imports it in others, so its errors have no one class.
         if type(error).__name__ == "Abort":
             return 130
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            return _fail(f"there is not enough memory for this; choose a smaller size; you gave: {_typed(given)}")
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
-        return _fail(f"{message}; you gave: attnkit {shlex.join(given)}")
+        return _fail(f"{message}; you gave: {_typed(given)}")
     return status if isinstance(status, int) else 0
+
+
+def _typed(given: Sequence[str]) -> str:
+    return shlex.join(["attnkit", *given])
 
 
 def _fail(*messages: str) -> int:

@@ -6,7 +6,8 @@ import re
 
 from attnkit.errors import ConfigError
 
-LARGEST = 2**15
+# Pixels or tokens a side that are ever asked for.
+LARGEST = 2**14
 
 
 def read_size(text: str, option: str) -> tuple[int, int]:
@@ -24,6 +25,6 @@ def read_size(text: str, option: str) -> tuple[int, int]:
     sizes = [int(part) for part in text.split("x")]
     if min(sizes) < 1:
         raise ConfigError(f"{option} {text} must be at least 1 a side, such as 224, or 96x160 (height x width)")
-    if sizes[0] * sizes[-1] > LARGEST**2:
-        raise ConfigError(f"{option} {text} is too large; at most {LARGEST}x{LARGEST} can be counted with")
+    if max(sizes) > LARGEST:
+        raise ConfigError(f"{option} {text} is too large; it must be at most {LARGEST} a side")
     return sizes[0], sizes[-1]

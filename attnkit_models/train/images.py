@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from attnkit.cli.sizes import LARGEST
 from attnkit.errors import DataError
-from attnkit_models.train.options import LARGEST
 from attnkit_models.train.paths import is_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from attnkit.cli.sizes import LARGEST
 from attnkit.options import Options, positive
-
-# Pixels a side that images are ever scaled to.
-LARGEST = 2**14
 
 # What may differ between a run and its continuation: none of it changes a weight.
 FREE_ON_RESUME = ("workers",)

@@ -15,6 +15,7 @@ from torch import nn
 
 import attnkit
 from attnkit.cli.invocation import invocation
+from attnkit.cli.sizes import LARGEST
 from attnkit.errors import AttnkitError, ConfigError
 from attnkit_models.train import rundir
 from attnkit_models.train.checkpoint import versions, write_json
@@ -22,7 +23,7 @@ from attnkit_models.train.data import DIGITS, ImageData, digits
 from attnkit_models.train.distributed import make_accelerator, on_main
 from attnkit_models.train.fit import fit, identity_of
 from attnkit_models.train.folder import image_folder
-from attnkit_models.train.options import LARGEST, TrainOptions
+from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.order import smallest_batch
 from attnkit_models.train.progress import Reporter
 from attnkit_models.train.report import Summary, show_table

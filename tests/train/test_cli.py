@@ -97,7 +97,7 @@ def test_doctor(capsys):
         (["explain", "vit_micor"], "did you mean 'vit_micro'?"),
         (["flops", "vit_micro", "--size", "0"], "--size 0 must be at least 1 a side"),
         (["flops", "vit_micro", "--size", "32x"], "--size '32x' is no size; write 224, or height x width such as"),
-        (["flops", "vit_micro", "--size", "100000"], "--size 100000 is too large"),
+        (["flops", "vit_micro", "--size", "100000"], "--size 100000 is too large; it must be at most 16384 a side"),
         (["flops", "vit_micro", "--size", "9" * 5000], "is no size"),
         (["draw", "window", "--grid", "8x-8"], "--grid 8x-8 must be at least 1 a side"),
         (["draw", "widnow"], "did you mean 'window'?"),
@@ -149,6 +149,17 @@ def test_independent_mistakes_are_told_together(capsys, tmp_path, monkeypatch):
 def test_a_model_and_a_file_with_a_model_contradict(capsys, tiny_config, tmp_path):
     assert main(["train", "--config", str(tiny_config), "--model", "vit_micro", "--out", str(tmp_path / "x")]) == 2
     assert "both say what to train" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def greedy(*_):
+        import torch
+
+        torch.zeros(2**60)
+
+    monkeypatch.setattr("attnkit.registry.list_models", greedy)
+    assert main(["list", "models"]) == 2
+    assert "error: there is not enough memory for this" in capsys.readouterr().err
 
 
 def test_errors_of_the_program_are_not_hidden(monkeypatch):

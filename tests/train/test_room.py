@@ -31,7 +31,7 @@ def fails(capsys, make_folder, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("size", ["100000", "99999x1000000"])
+@pytest.mark.parametrize("size", ["100000", "17x16385"])
 def test_sizes_beyond_counting(fails, size):
     assert f"--img-size {size} is too large" in fails("vit_micro", "--img-size", size)
 
@@ -39,7 +39,6 @@ def test_sizes_beyond_counting(fails, size):
 def test_images_that_no_memory_holds(fails, tmp_path):
     told = "need at least 197 GB of memory with batch_size=64, and this machine has 16 GB; choose a smaller img_size"
     assert f"img_size=16000 x 16000: images of that size {told}" in fails("vit_micro", "--img-size", 16000)
-    assert "img_size=(30000, 30000): must be 1 to 16384 pixels" in fails("vit_micro", "--img-size", 30000)
     assert "of memory with batch_size=1, and this" in fails("vit_micro", "--img-size", 16000, "--batch-size", 1)
     assert "img_size=3000 x 3000" in fails("vit_micro", "--img-size", 3000, "--batch-size", 8, data=None)
     assert not (tmp_path / "out").exists()
