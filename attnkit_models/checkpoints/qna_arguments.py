@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from attnkit.options import Options, positive
+from attnkit.options import Options, odd, positive
 from attnkit.primitives import LearnedQuery, Window
 from attnkit_models import qna
 from attnkit_models.backbones import PyramidConfig
@@ -153,9 +153,12 @@ class LayerArguments(Options):
     qna_normalize_stop_grads: bool = False
 
     def problems(self) -> list[str]:
-        found = positive(features=self.features, heads=self.heads)
+        found = positive(features=self.features, heads=self.heads, stride=self.stride, n_queries=self.n_queries)
+        found += odd(kernel_size=self.kernel_size)
         if not found and self.features % self.heads:
             found.append(f"features={self.features}: must divide into heads={self.heads}")
+        if self.attn_scale == "posneg" and self.n_queries * self.heads % 2:
+            found.append(f"attn_scale='posneg': {self.n_queries} queries of {self.heads} heads have no half")
         if self.padding not in (None, (self.kernel_size - 1) // 2):
             found.append(
                 f"padding={self.padding}: attnkit's windows lie around their place, "

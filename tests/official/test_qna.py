@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import attnkit
 from attnkit_models import export_official, import_official, import_official_layer
 from attnkit_models.checkpoints.family import layer_named
 from attnkit_models.checkpoints.keys import outward
@@ -42,3 +43,10 @@ def test_a_model_gives_the_authors_numbers(golden):
     again = export_official("qna_vit", model)
     assert set(again) == set(one.state)
     assert all(torch.equal(again[key], one.state[key]) for key in again)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (256, 256), (192, 320), (512, 512)])
+def test_sizes_at_which_the_authors_windows_do_not_divide_the_map(size):
+    model = attnkit.build("qna_vit_tiny", **{"stages[*].depth": 1, "num_classes": 5}).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, *size)).isfinite().all()
