@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnkit import Grid
+from attnkit import Grid, HeadMix, Window
 from attnkit.errors import AttnkitError, ShapeError
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
@@ -123,6 +123,15 @@ def test_refused_strides(stride):
     with pytest.raises(ShapeError) as caught:
         Grid(4, 6).strided(stride)
     assert repr(stride) in str(caught.value) and "Grid(4, 6)" in str(caught.value)
+
+
+def test_options_for_another_number_of_axes_are_told_with_the_grid():
+    mix = HeadMix(8, [Window(2, (3, 3, 3))])
+    with pytest.raises(
+        ShapeError, match=r"^window is an integer >= 1 or one per axis of Grid\(4, 5\), but got \(3, 3, 3\)$"
+    ):
+        mix(torch.zeros(1, 4, 5, 8))
+    assert mix(torch.zeros(1, 2, 4, 5, 8)).shape == (1, 2, 4, 5, 8)
 
 
 def test_token_counts_that_disagree():
