@@ -21,7 +21,7 @@ from attnkit.primitives.permutation import random_permutation
 class RandomWindow(SoftmaxOptions):
     """Attention inside windows of a randomly permuted image; every token is in exactly one window.
 
-    In training every forward pass draws a new permutation, shared by the batch and the group's heads; in evaluation it
+    In training a forward pass draws a new permutation, shared by the batch and the group's heads; in evaluation it
     is a function of (seed, layer, group, height, width) only: `layer` is that of `HeadMix` or `Block`, `group` counts
     the groups of the mix. The number of draws made lies in the state dict, so training
     resumed from it goes on with the very same draws. A window as large as the image is full attention.
@@ -30,7 +30,8 @@ class RandomWindow(SoftmaxOptions):
         heads: number of heads, >= 1.
         window: tokens per window, >= 1; the last window may hold fewer.
         seed: seed of the permutations, 0..2 ** 62 - 1.
-        resample: draw anew in every training pass; otherwise training uses evaluation's permutation.
+        resample: training passes between new permutations, >= 0: 1 draws in every pass, 10 in every tenth, and 0 trains
+            with evaluation's permutation.
     """
 
     kind: ClassVar[str] = "random_window"
@@ -44,7 +45,7 @@ class RandomWindow(SoftmaxOptions):
     window: int
     _: KW_ONLY
     seed: int = 0
-    resample: bool = True
+    resample: int = 1
 
     def problems(self) -> list[str]:
         found = super().problems() + positive(window=self.window)
@@ -52,6 +53,8 @@ class RandomWindow(SoftmaxOptions):
             found.append(f"seed={self.seed}: must be >= 0")
         elif self.seed >= 2**62:
             found.append(f"seed={self.seed}: must be less than 2 ** 62")
+        if self.resample < 0:
+            found.append(f"resample={self.resample}: must be >= 0 training passes, 0 for never")
         return found
 
     def full_budget(self, grid: Grid) -> RandomWindow:
@@ -96,6 +99,9 @@ class RandomWindowHeads(SoftmaxHeads):
     def permutation(self, inputs: HeadInputs) -> Tensor:
         """The permutation of the image tokens that this pass uses: int64 (image tokens,)."""
         grid, device = inputs.grid, inputs.x.device
-        fixed = inputs.draw is None or not self.random.resample
-        draw = 0 if fixed or inputs.draw is None else inputs.draw.to(device) + 1
+        draw: int | Tensor = 0
+        if inputs.draw is not None and self.random.resample:
+            # Several draws may be asked for in evaluation too; only training counts passes.
+            passes = self.random.resample if self.training else 1
+            draw = inputs.draw.to(device).div(passes, rounding_mode="floor") + 1
         return random_permutation(grid.image_tokens, (self.random.seed, *self.place, *grid.sizes, draw), device)

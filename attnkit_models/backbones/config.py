@@ -25,6 +25,8 @@ class ModelConfig(Options):
         block: what the blocks are like beside their mixes.
         init: start of the linear layers, `"trunc_normal"` of standard deviation 0.02 or `"lecun_normal"` of variance
             1 / inputs, which also starts the convolutions.
+        eval_draws: random draws over which evaluation averages the logits, >= 1; every one costs a whole pass, and they
+            differ only in models with random windows.
         features_only: build a backbone that returns a list of feature maps.
         out_indices: the feature levels it returns; all where not given.
     """
@@ -37,6 +39,7 @@ class ModelConfig(Options):
     drop_path: float = 0.0
     block: BlockStyle = field(default_factory=BlockStyle)
     init: Literal["trunc_normal", "lecun_normal"] = "trunc_normal"
+    eval_draws: int = 1
     features_only: bool = False
     out_indices: tuple[int, ...] | None = None
 
@@ -46,7 +49,7 @@ class ModelConfig(Options):
         super().__post_init__()
 
     def problems(self) -> list[str]:
-        found = positive(in_chans=self.in_chans)
+        found = positive(in_chans=self.in_chans, eval_draws=self.eval_draws)
         if self.num_classes < 0:
             found.append(f"num_classes={self.num_classes}: must be >= 0")
         if isinstance(self.img_size, tuple) and min(self.img_size) < 1:

@@ -116,7 +116,7 @@ class IsotropicModel(VisionModel[IsotropicConfig]):
         self.head = make_head(dim, config.num_classes)
         self.aux_head = make_head(dim, config.num_classes) if config.aux_head else None
 
-    def levels(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+    def levels(self, x: Tensor, draw: Tensor | None = None) -> Iterator[tuple[Tensor, Grid]]:
         x = self.stem(x)
         grid = Grid(*x.shape[2:], prefix=0 if self.cls_token is None else 1)
         tokens = x.flatten(2).transpose(1, 2)
@@ -125,7 +125,7 @@ class IsotropicModel(VisionModel[IsotropicConfig]):
         if self.pos_embed is not None:
             tokens = tokens + resized_positions(self.pos_embed, self.config.grid, grid)
         for block in self.blocks:
-            tokens, grid = self.run_block(block, tokens, grid)
+            tokens, grid = self.run_block(block, tokens, grid, draw)
             yield tokens, grid
 
     def normed(self, tokens: Tensor, grid: Grid) -> Tensor:

@@ -120,7 +120,7 @@ class PyramidModel(VisionModel[PyramidConfig]):
         self.apply(partial(init_weights, start=config.init))
         self.head = make_head(width, config.num_classes)
 
-    def levels(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+    def levels(self, x: Tensor, draw: Tensor | None = None) -> Iterator[tuple[Tensor, Grid]]:
         x = self.stem(x)
         grid = Grid(*x.shape[2:])
         tokens = x.flatten(2).transpose(1, 2)
@@ -129,7 +129,7 @@ class PyramidModel(VisionModel[PyramidConfig]):
             assert isinstance(stage, StageLayer)
             tokens, grid = stage.merged(tokens, grid)
             for block in stage.blocks:
-                tokens, grid = self.run_block(block, tokens, grid)
+                tokens, grid = self.run_block(block, tokens, grid, draw)
             if f"stages.{at}" in ends:
                 yield tokens, grid
 

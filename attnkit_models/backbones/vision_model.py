@@ -64,8 +64,13 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         return self.num_features
 
     @abstractmethod
-    def levels(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
-        """Yields tokens (B, N, C) and their grid at the end of every feature level, without the final norm."""
+    def levels(self, x: Tensor, draw: Tensor | None = None) -> Iterator[tuple[Tensor, Grid]]:
+        """Yields tokens (B, N, C) and their grid at the end of every feature level, without the final norm.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            draw: number of the random draw of all layers; each layer's own count where not given.
+        """
 
     @abstractmethod
     def finish(self, tokens: Tensor, grid: Grid) -> Tensor:
@@ -80,13 +85,21 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         """Patterns that sort parameters into layers, for layer-wise learning rates."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        draws = 1 if self.training else self.config.eval_draws
+        if draws == 1:
+            return self.forward_head(self.forward_features(x))
+        # Evaluation's own draw comes before the first of training.
+        numbers = torch.arange(-1, draws - 1, device=x.device)
+        return torch.stack([self.forward_head(self._features(x, number)) for number in numbers]).mean(0)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, behind the final norm and before pooling."""
+        """The last feature map, behind the final norm and before pooling; of evaluation's first draw only."""
+        return self._features(x)
+
+    def _features(self, x: Tensor, draw: Tensor | None = None) -> Tensor:
         self.check_images(x)
         last: tuple[Tensor, Grid] | None = None
-        for last in self.levels(x):  # noqa: B007 - only the last level is kept alive
+        for last in self.levels(x, draw):  # noqa: B007 - only the last level is kept alive
             pass
         assert last is not None
         return self.finish(*last)
@@ -190,11 +203,11 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ShapeError(f"the images are {x.dtype} but the model is {weight.dtype}; convert one or use autocast")
 
-    def run_block(self, block: nn.Module, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+    def run_block(self, block: nn.Module, x: Tensor, grid: Grid, draw: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Runs one block, recomputed in the backward pass if asked for."""
         assert isinstance(block, Block)
         # Drawn out here, so that a recomputed block sees the same random windows.
-        draw = block.mix.next_draw()
+        draw = block.mix.next_draw() if draw is None else draw
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block.run, x, grid, draw=draw, use_reentrant=False)  # type: ignore[return-value]
         return block.run(x, grid, draw=draw)

@@ -268,12 +268,12 @@ def test_structures_know_their_kind(name):
 
 
 def test_an_unknown_option_hides_no_other_mistake():
-    plain = {"kind": "random_window", "heads": 0, "windw": 7, "seed": "a", "lepe": 2, "resample": 1}
+    plain = {"kind": "random_window", "heads": 0, "windw": 7, "seed": "a", "lepe": 2, "resample": True}
     with pytest.raises(ConfigError) as caught:
         Mix.from_dict({"groups": [plain, {"kind": "conv", "heads": 1}, 3], "dim": 0})
     assert str(caught.value).split("; ")[2:] == [
         "groups[0].seed must be an integer, but got 'a'",
-        "groups[0].resample must be true or false, but got 1",
+        "groups[0].resample must be an integer, but got True",
         "groups[0].heads=0: must be >= 1",
         "groups[0].lepe=2: must be odd and >= 1, such as 3, 5 or 7",
         "groups[2] must be primitive options, but got 3",

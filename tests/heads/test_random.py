@@ -25,7 +25,7 @@ def windows(mix, grid=GRID, draw=None, batch=1):
     return mix.groups[0].permutation(HeadInputs(x, None, None, None, grid, None, draw)).tolist()
 
 
-def mix_of(*, layer=0, seed=0, resample=True, window=5):
+def mix_of(*, layer=0, seed=0, resample=1, window=5):
     return HeadMix(8, [RandomWindow(2, window, seed=seed, resample=resample)], layer=layer)
 
 
@@ -86,7 +86,7 @@ def test_training_draws_anew_and_counts():
 
 
 def test_without_resampling_training_sees_evaluations_windows():
-    mix = mix_of(resample=False)
+    mix = mix_of(resample=0)
     with torch.no_grad():
         assert torch.equal(mix.train()(tokens(), GRID), mix.eval()(tokens(), GRID))
     assert windows(mix, draw=torch.tensor(3)) == windows(mix)

@@ -85,10 +85,21 @@ def test_lvvit_s_second_classifier_counts_half(images):
 
 
 @pytest.mark.parametrize("name", attnkit.list_models("bigbird*"))
-def test_big_bird_has_a_third_of_its_heads_of_each_kind(name):
+def test_how_big_bird_splits_its_heads(name):
+    shares = (1, 2, 1) if name.endswith("_lineage") else (1, 1, 1)
     for stage in factory.config(name).stages:
         assert [type(group) for group in stage.mix.groups] == [Conv, RandomWindow, PooledGlobal]
-        assert len({group.heads for group in stage.mix.groups}) == 1
+        heads = [group.heads for group in stage.mix.groups]
+        assert heads == [share * heads[0] for share in shares]
+
+
+def test_the_sizes_of_the_lineage():
+    """Within the last digit of what was found for CSWin's table with Big Bird's layer."""
+    for size, parameters in (("tiny", 21.54), ("small", 33.39), ("base", 74.61)):
+        with torch.device("meta"):
+            model = attnkit.build(f"bigbird_vit_{size}_lineage")
+        found = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        assert abs(found - parameters) <= 0.005
 
 
 def from_timm(name: str) -> str:

@@ -118,7 +118,7 @@ def test_training_draws_anew():
 
 
 def test_training_without_resampling_uses_the_windows_of_evaluation():
-    mix = fresh(resample=False).train()
+    mix = fresh(resample=0).train()
     right = windows_of(fresh().eval(), GRID)
     assert all(torch.equal(windows_of(mix, GRID), right) for _ in range(3))
 
@@ -144,7 +144,7 @@ def test_a_reloaded_state_goes_on_with_the_same_draws():
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("resample", [False, True])
+@pytest.mark.parametrize("resample", [0, 1])
 def test_groups_of_one_mix_differ_in_their_windows(training, resample):
     group = RandomWindow(2, 5, resample=resample)
     mix = HeadMix(8, [group, Dense(2), group, group]).train(training)

@@ -46,10 +46,11 @@ def _random(case: PrimitiveCase) -> None:
     if fixed.all() or case.grid.image_tokens < 4 or all(int(one.max()) <= 1 for one in counts):
         # There is nothing to choose from.
         return
-    resampled = getattr(case.options, "resample", True)
-    draws = [pattern(subject, draw) for draw in range(DRAWS)]
+    # A primitive may keep its draw for some passes, or for ever.
+    often = getattr(case.options, "resample", 1)
+    draws = [pattern(subject, draw * often) for draw in range(DRAWS)]
     differ = any(not torch.equal(one, draws[0]) for one in draws[1:])
-    require(differ or not resampled, f"{DRAWS} training draws in a row are the same")
+    require(differ or not often, f"{DRAWS} training draws are the same")
     for what in ("layer", "group"):
         others = []
         for number in range(DRAWS):
