@@ -1,5 +1,6 @@
 """What `attnkit train` and `attnkit predict` accept; nothing heavy is imported before they run."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +110,8 @@ def train(
     try:
         run(choices, out=out, options=options, data=folder, resume=resume, overwrite=overwrite, skip_bad=skip_bad)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command with --resume goes on after the last finished epoch", err=True)
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo("interrupted; the same command with --resume goes on after the last finished epoch", err=True)
         raise
     _leave_processes()
 

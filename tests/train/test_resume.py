@@ -117,6 +117,17 @@ def test_nothing_to_resume_starts_anew_and_says_so(make_folder, tmp_path, capsys
     assert "pass only one of them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_interrupted_by_hand_it_says_once_how_to_go_on(tmp_path, monkeypatch, capsys, rank):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attnkit_models.train.run.train", interrupted)
+    monkeypatch.setenv("RANK", rank)
+    assert main(["train", "--model", "vit_micro", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.count("the same command with --resume goes on") == (rank == "0")
+
+
 def test_overwrite_removes_the_models_of_the_old_run(make_folder, tmp_path):
     data = make_folder(a=5, b=5)
     for labels in (("vit_micro", "bigbird_vit_micro"), ("bigbird_vit_micro",)):
