@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from attnkit.errors import ConfigError, ShapeError, did_you_mean
+from attnkit.arguments import name_mistakes
+from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
 from attnkit.primitives.base import Columns, HeadGroup, HeadOutput, PrimitiveOptions, label_of, what
@@ -22,10 +23,9 @@ def check_keywords(layer: str, given: Iterable[str], known: Iterable[str], hint:
         known: keywords the layer takes.
         hint: end of the message.
     """
-    known = list(known)
-    found = [f"unknown option {name!r} for {layer!r}{did_you_mean(name, known)}" for name in given if name not in known]
+    found, _ = name_mistakes(given, list(known), {}, layer)
     if found:
-        raise ConfigError(f"{'; '.join(found)} (options: {', '.join(known)}){hint}")
+        raise ConfigError("; ".join(found) + hint)
 
 
 def check_tensor(x: object, name: str = "x") -> None:
@@ -80,7 +80,7 @@ def check_tokens(
     check_tensor(x)
     shape = tuple(x.shape)
     if not isinstance(grid, Grid):
-        raise ShapeError(f"{layer} needs the tokens' grid, such as Grid(14, 14), but got {grid!r}")
+        raise ShapeError(f"{layer} needs the tokens' grid, such as Grid(14, 14), but got {shown(grid)}")
     if x.ndim > 3:
         raise ShapeError(f"a map takes no grid: {layer} got {shape} with {grid}; leave the grid out")
     if x.ndim != 3 or shape[-1] != dim:
@@ -99,7 +99,7 @@ def check_tokens(
                 f"token_mask must be bool (B, N) = {shape[:2]}, but got {token_mask.dtype} {tuple(token_mask.shape)}"
             )
     if draw is not None and not (isinstance(draw, Tensor) and draw.dtype == torch.int64 and draw.ndim == 0):
-        raise ShapeError(f"draw is an int64 scalar tensor, such as mix.next_draw() gives, but got {draw!r}")
+        raise ShapeError(f"draw is an int64 scalar tensor, such as mix.next_draw() gives, but got {shown(draw)}")
 
 
 def check_columns(options: PrimitiveOptions, columns: Columns) -> Columns:
@@ -139,7 +139,8 @@ def check_output(options: PrimitiveOptions, output: HeadOutput, shape: tuple[int
         raise ConfigError(
             f"{label_of(options)}: forward() must return HeadOutput(out, grid), but out is {what(output.out)}"
         )
-    if output.grid != grid:
+    # Part by part: compilers cannot compare grids whose sizes they do not know.
+    if (*output.grid.sizes, output.grid.prefix) != (*grid.sizes, grid.prefix):
         raise ShapeError(
             f"{label_of(options)}: forward() returned the grid {output.grid}, but output_stride() promises {grid}"
         )

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from attnkit.arguments import NamedArguments, is_count
 from attnkit.errors import ShapeError, shown
@@ -108,3 +109,16 @@ class Grid(metaclass=NamedArguments):
             raise ShapeError(
                 f"{what} has {tokens} tokens but {self} holds {prefix}{'*'.join(map(str, self.sizes))} = {self.tokens}"
             )
+
+
+# To torch.export a grid is a constant without tensors in it, which is saved and loaded with the program.
+register_pytree_node(
+    Grid,
+    lambda grid: ([], (*grid.sizes, grid.prefix)),
+    lambda _, numbers: Grid(*numbers[:-1], prefix=numbers[-1]),
+    serialized_type_name="attnkit.Grid",
+    from_dumpable_context=tuple,
+    to_dumpable_context=list,
+    flatten_with_keys_fn=lambda grid: ([], (*grid.sizes, grid.prefix)),
+)
+torch.serialization.add_safe_globals([Grid])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from torch.export import Dim
 
-from attnkit import Conv, Grid, HeadMix, RandomWindow, TopKRegion, attend, use_backend
+from attnkit import Block, Conv, Grid, HeadMix, RandomWindow, TopKRegion, Window, attend, use_backend
+from attnkit import Dense as DenseHeads
 from attnkit.layouts import Blocks, Dense, Stencil
 from attnkit.registry import list_primitives
 from attnkit.testing import random_qkv, random_tensor
@@ -134,6 +137,30 @@ def test_exported_without_gradients_or_training_state_of_its_own(random_mix):
     model.mix.train()(rows(), GRID)
     model.mix.eval()
     close(exported(rows()), model(rows()))
+
+
+def test_compiled_with_one_grid_after_the_other():
+    layer = HeadMix(8, [Conv(1, pointwise=False), DenseHeads(1)]).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for sizes in ((4, 6), (6, 4), (3, 8)):
+            close(compiled(rows(), Grid(*sizes, prefix=1)), layer(rows(), Grid(*sizes, prefix=1)))
+
+
+# torch 2.10's own loader warns of the buffer that it reads.
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+@pytest.mark.parametrize("make, strict", [(HeadMix, False), (Block, True)])
+def test_exported_with_its_grid_and_saved(make, strict):
+    layer = make(8, [Conv(1), Window(1, 3)]).eval()
+    shapes = {"x": {0: Dim("batch", min=1, max=64)}, "grid": []}
+    program = torch.export.export(layer, (rows(3), GRID), dynamic_shapes=shapes, strict=strict)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    for one in (program, torch.export.load(buffer)):
+        close(one.module()(rows(2), Grid(4, 6, prefix=1)), layer(rows(2), GRID))
+        with pytest.raises(ValueError, match="exported input tree spec"):
+            one.module()(rows(2), Grid(6, 4, prefix=1))
 
 
 def test_a_map_can_be_exported_too():

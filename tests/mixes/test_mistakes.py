@@ -74,14 +74,14 @@ BUILD = {
     "post-norm with a stride": (lambda: Block(4, [Conv(1, stride=2)], norm="post"), r"needs norm='pre'"),
     "misspelt keyword": (
         lambda: HeadMix(8, GROUP, qkvbias=False),
-        r"unknown option 'qkvbias' for 'HeadMix'; did you mean 'qkv_bias'\? \(options: head_dim, out_dim, qkv_bias",
+        r"unknown option 'qkvbias' for HeadMix; did you mean 'qkv_bias'\? \(options: head_dim, out_dim, qkv_bias",
     ),
-    "misspelt layer": (lambda: Block(8, GROUP, laier=1), r"unknown option 'laier' for 'Block'; did you mean 'layer'"),
+    "misspelt layer": (lambda: Block(8, GROUP, laier=1), r"unknown option 'laier' for Block; did you mean 'layer'"),
     "the mix's option for a block": (
         lambda: Block(8, GROUP, qkv_bias=False),
-        r"unknown option 'qkv_bias' for 'Block'.* options of the mix go into a Mix, such as Mix\(\[Dense",
+        r"unknown option 'qkv_bias' for Block.* options of the mix go into a Mix, such as Mix\(\[Dense",
     ),
-    "two mixes": (lambda: Block(8, GROUP, mix=Mix((Conv(1),))), r"unknown option 'mix' for 'Block'"),
+    "two mixes": (lambda: Block(8, GROUP, mix=Mix((Conv(1),))), r"unknown option 'mix' for Block"),
     "width twice": (lambda: Mix((Dense(2),), dim=0), r"Mix\(dim=0\): must be >= 1"),
 }
 
