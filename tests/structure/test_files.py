@@ -112,3 +112,12 @@ def test_no_file_names_a_machine_path_or_a_registry_host():
             continue
         found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in PRIVATE.finditer(text)]
     assert not found
+
+
+def test_what_is_packed_exists():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r"^\[tool\.hatch\.build\.targets\.sdist\]\ninclude = (\[.*\])$", text, re.MULTILINE)
+    assert found is not None
+    packed = json.loads(found[1])
+    assert "attnkit" in packed
+    assert [pattern for pattern in packed if not list(ROOT.glob(pattern))] == []
