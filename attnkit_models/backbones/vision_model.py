@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from attnkit.blocks import Block
 from attnkit.errors import ConfigError, ShapeError
 from attnkit.grid import Grid
+from attnkit.kernels.precision import autocasting
 from attnkit_models.backbones.config import ModelConfig
 
 NO_DECAY = ("pos_embed", "cls_token", "relative_bias", "gain")
@@ -200,7 +201,7 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         weight = next(self.parameters())
         if x.device != weight.device:
             raise ShapeError(f"the images are on {x.device} but the model is on {weight.device}; move one of them")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and not autocasting(x.device):
             raise ShapeError(f"the images are {x.dtype} but the model is {weight.dtype}; convert one or use autocast")
 
     def run_block(self, block: nn.Module, x: Tensor, grid: Grid, draw: Tensor | None = None) -> tuple[Tensor, Grid]:

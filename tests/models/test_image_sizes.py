@@ -79,5 +79,8 @@ def test_what_is_no_image_at_all(x):
 def test_images_of_another_precision_than_the_weights():
     with pytest.raises(ShapeError, match="float64"):
         attnkit.build("vit_micro", in_chans=1)(torch.zeros(1, 1, 32, 32, dtype=torch.float64))
+    # The meta device has no autocast to ask for.
+    with pytest.raises(ShapeError, match="float64"):
+        attnkit.build("vit_micro", in_chans=1).to("meta")(torch.zeros(1, 1, 32, 32, dtype=torch.float64, device="meta"))
     double = attnkit.build("vit_micro", in_chans=1).double()
     assert double(torch.zeros(1, 1, 32, 32, dtype=torch.float64)).dtype == torch.float64
