@@ -23,18 +23,22 @@ def cell_means(
 
     Returns:
         Means (B, cells, C), row-major, 0 for cells without a token; and the number of tokens in each, (B or 1, cells).
+        Sums and numbers are float32 for half precisions, which overflow or stop counting within a large cell.
     """
     image = tokens[:, grid.prefix :]
-    present = torch.ones(1, grid.image_tokens, dtype=tokens.dtype, device=tokens.device)
+    precise = torch.promote_types(tokens.dtype, torch.float32)
+    present = torch.ones(1, grid.image_tokens, dtype=precise, device=tokens.device)
     if token_mask is not None:
         inside = token_mask[:, grid.prefix :]
-        image, present = image.where(inside[..., None], 0.0), inside.to(tokens.dtype)
-    sums = _cell_sums(image, grid, cells, lengths)
-    counts = _cell_sums(present[..., None], grid, cells, lengths)[..., 0]
-    return sums / counts.clamp(min=1.0)[..., None], counts
+        image, present = image.where(inside[..., None], 0.0), inside.to(precise)
+    sums = _cell_sums(image, grid, cells, lengths, precise)
+    counts = _cell_sums(present[..., None], grid, cells, lengths, precise)[..., 0]
+    return (sums / counts.clamp(min=1.0)[..., None]).to(tokens.dtype), counts
 
 
-def _cell_sums(image: Tensor, grid: Grid, cells: tuple[int, ...], lengths: tuple[int, ...]) -> Tensor:
+def _cell_sums(
+    image: Tensor, grid: Grid, cells: tuple[int, ...], lengths: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
     map_ = image.unflatten(1, grid.sizes)
     pad = [0, 0]
     for size, count, length in zip(reversed(grid.sizes), reversed(cells), reversed(lengths), strict=True):
@@ -42,5 +46,5 @@ def _cell_sums(image: Tensor, grid: Grid, cells: tuple[int, ...], lengths: tuple
     if any(pad):
         map_ = F.pad(map_, pad)
     for axis, (count, length) in enumerate(zip(cells, lengths, strict=True)):
-        map_ = map_.unflatten(1 + axis, (count, length)).sum(2 + axis)
+        map_ = map_.unflatten(1 + axis, (count, length)).sum(2 + axis, dtype=dtype)
     return map_.flatten(1, grid.ndim)

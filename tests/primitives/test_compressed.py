@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from attnkit import Grid, Linformer, PooledGlobal
 from attnkit.kernels import recording
+from attnkit.primitives.pooling import cell_means
 from attnkit.primitives.resizing import rows_for_grid
 from attnkit.testing import random_tensor
 from attnkit.testing.strategies import grids, seeds
@@ -111,3 +112,26 @@ def test_they_take_any_number_of_axes(random_mix, sizes):
     x = random_tensor(2, grid.tokens, 4, seed=0)
     for options in (PooledGlobal(2, 2), Linformer(2, 9, 3)):
         assert random_mix(options)(x, grid).shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_means_of_large_cells_in_half_precision(dtype, masked):
+    """4096 numbers of 100 do not fit into float16, and bfloat16 cannot count beyond 256."""
+    grid = Grid(64, 64, prefix=1)
+    x = (100 + random_tensor(1, grid.tokens, 3, seed=0)).to(dtype)
+    mask = torch.rand(1, grid.tokens, generator=torch.Generator().manual_seed(0)) < 0.9 if masked else None
+    for cells, lengths in (((1, 1), (64, 64)), ((2, 3), (32, 22))):
+        means, counts = cell_means(x, grid, cells, lengths, mask)
+        exact, number = cell_means(x.double(), grid, cells, lengths, mask)
+        assert means.dtype == dtype
+        assert torch.equal(counts.double(), number)
+        torch.testing.assert_close(means.double(), exact, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_pooled_global_over_a_large_image_in_half_precision(random_mix):
+    mix = random_mix(PooledGlobal(2, 64))
+    x = 100 + random_tensor(1, 64, 64, 4, seed=0)
+    found = mix.half()(x.half())
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), mix.double()(x), rtol=2e-2, atol=2e-1)
