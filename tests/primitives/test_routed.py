@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from attnkit import Grid, MaskPredictor, TopKRegion
+from attnkit import Dense, Grid, MaskPredictor, TopKRegion
 from attnkit.errors import ShapeError
 from attnkit.kernels import recording
 from attnkit.primitives import HeadInputs
@@ -94,6 +95,21 @@ def scores_by_hand(group, q, k, grid, extra=0):
         kept = clear(row.tolist(), min(options.coefficients, len(row)))
         rows.append(sum(row[at] * basis[:, at] for at in kept))
     return torch.stack(rows)
+
+
+@pytest.mark.parametrize("routing", ["shared", "per_head"])
+def test_more_regions_than_there_are_mean_all(random_mix, routing):
+    grid, x = Grid(5, 6, prefix=1), random_tensor(2, 31, 8, seed=0)
+    options = TopKRegion(4, 3, 9, routing=routing)
+    mixes = [random_mix(replace(options, topk=topk)) for topk in (9, 10, 1000)]
+    dense = random_mix(Dense(4))
+    dense.load_state_dict(mixes[0].state_dict())
+    for mix in mixes:
+        assert torch.equal(mix(x, grid), mixes[0](x, grid))
+        torch.testing.assert_close(mix(x, grid), dense(x, grid), rtol=1e-10, atol=1e-10)
+    with recording() as choices:
+        mixes[2](x, grid)
+    assert choices[0].call.layout.key_slots <= 9 * 4 + 1
 
 
 @given(
