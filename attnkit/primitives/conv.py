@@ -19,7 +19,7 @@ from attnkit.primitives.base import (
     HeadOutput,
     PrimitiveOptions,
 )
-from attnkit.primitives.convolving import on_map
+from attnkit.primitives.convolving import narrow, on_map
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ConvHeads(HeadGroup):
         return HeadOutput(out.unflatten(2, (heads, -1)).transpose(1, 2), grid.strided(self.options.stride))
 
     def _convolve(self, image: torch.Tensor) -> torch.Tensor:
-        image = self.depthwise(image)
+        image = self.depthwise(narrow(image, self.options.stride))
         return image if self.pointwise is None else self.pointwise(nn.functional.gelu(image))
 
     def extra_repr(self) -> str:

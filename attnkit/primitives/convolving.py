@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from attnkit.errors import ShapeError
 from attnkit.grid import Grid
+
+
+def narrow(image: Tensor, stride: int) -> Tensor:
+    """The same map (B, C, H, W), copied where a strided convolution over it would be trained wrongly.
+
+    In bfloat16 on CPUs, PyTorch leaves a part of the weight's gradient unwritten where the map lies channels last and
+    is narrower than the stride.
+    """
+    if torch.is_grad_enabled() and stride > 1 and image.shape[-1] < stride:
+        return image.clone(memory_format=torch.contiguous_format)
+    return image
 
 
 def on_map(module: Callable[[Tensor], Tensor], tokens: Tensor, grid: Grid, token_mask: Tensor | None = None) -> Tensor:

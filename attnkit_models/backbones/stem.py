@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attnkit.errors import ShapeError
 from attnkit.options import Options, positive
+from attnkit.primitives.convolving import narrow
 from attnkit.primitives.learned_query import lecun_normal
 
 
@@ -79,7 +80,7 @@ class ConvNormLayer(nn.Module):
             missing = [-size % stride for size in x.shape[-2:]]
             if any(missing):
                 x = F.pad(x, (0, missing[1], 0, missing[0]))
-        x = self.conv(x)
+        x = self.conv(narrow(x, self.config.stride))
         return self.act(x if self.config.norm_first else self.norm(x))
 
 
