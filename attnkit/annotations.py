@@ -91,8 +91,9 @@ def _fits(value: Any, member: Any) -> bool:
     if origin is tuple:
         parts = entries(value, member) if isinstance(value, tuple) else None
         return parts is not None and not any(mismatches(*one, "") for one in zip(value, parts, strict=True))
-    if member is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if member is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    # PyTorch's integers have 64 bits, and an integer that is no float either is no number.
+    if member is float and isinstance(value, float):
+        return True
+    if member in (int, float):
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
     return isinstance(value, origin or member)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from attnkit.errors import AttnkitError, did_you_mean, nearest, shown
 
+# Numbers of tokens, channels and the like stay below this, so that products of two of them are 64-bit integers.
+LARGEST = 2**31 - 1
+
 
 class NamedArguments(ABCMeta):
     """Metaclass under which misspelt, missing and surplus arguments raise `_refusal` instead of a bare TypeError.
@@ -60,8 +63,8 @@ class NamedArguments(ABCMeta):
 
 
 def is_count(value: object, least: int = 0) -> TypeGuard[int]:
-    """Whether a value is an integer (a truth value is none) and not less than `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """Whether a value is an integer (a truth value is none), not less than `least` and not above `LARGEST`."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
 
 
 def name_mistakes(
@@ -87,7 +90,7 @@ def name_mistakes(
             if close is not None:
                 meant[name] = close
             known = f" (options: {', '.join(options)})" if options else ""
-            found.append(f"unknown option {name!r} for {label}{did_you_mean(name, options)}{known}")
+            found.append(f"unknown option {shown(name)} for {label}{did_you_mean(name, options)}{known}")
     for name, wanted in required.items():
         if name not in given and name not in meant.values():
             found.append(f"option {name!r} of {label} is missing{f'; it is {wanted}' if wanted else ''}")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from attnkit.arguments import LARGEST, is_count
 from attnkit.checks import check_keywords, check_tokens, tokens_of_map
 from attnkit.errors import ConfigError
 from attnkit.grid import Grid
@@ -148,7 +149,12 @@ class Block(nn.Module):
         self.shortcut: nn.Linear | None = nn.Linear(dim, width, bias=False) if reshaping else None
         self.norm1 = nn.LayerNorm(width if norm == "post" else dim, eps=norm_eps)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = MLP(width, int(width * mlp_ratio), activation=self.config.activation, conv=self.config.mlp_conv)
+        self.mlp = MLP(
+            width,
+            int(min(width * mlp_ratio, LARGEST + 1)),
+            activation=self.config.activation,
+            conv=self.config.mlp_conv,
+        )
         self.drop_path = DropPath(self.config.drop_path)
         self.scale1 = self.scale2 = None
         if layer_scale is not None:
@@ -209,6 +215,8 @@ class MLP(nn.Module):
         super().__init__()
         if hidden < 1:
             raise ConfigError(f"an MLP of width {dim} with hidden width {hidden} has no units; raise mlp_ratio")
+        if not is_count(hidden):
+            raise ConfigError(f"an MLP of width {dim} cannot have {hidden} hidden units or more; lower mlp_ratio")
         self.fc1 = nn.Linear(dim, hidden)
         self.conv = nn.Conv2d(hidden, hidden, conv, padding=conv // 2, groups=hidden) if conv else None
         self.act = ACTIVATIONS[activation]()

@@ -65,7 +65,10 @@ def shown(value: object, most: int = 100) -> str:
     if isinstance(shape, tuple) and shape and dtype is not None:
         name = type(value).__name__
         return f"{'' if name == 'Tensor' else name + ' '}{dtype} {tuple(shape)}"
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        return f"a {type(value).__name__} nested without end"
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 

@@ -79,7 +79,9 @@ def config(name_or_config: str | Mapping[str, Any] | Options) -> Options:
     if kind not in registry.STRUCTURES:
         registry_names = [*kinds, *registry.list_primitives()]
         if kind not in registry_names:
-            raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, registry_names)} (kinds: {', '.join(kinds)})")
+            raise ConfigError(
+                f"unknown kind {shown(kind)}{did_you_mean(kind, registry_names)} (kinds: {', '.join(kinds)})"
+            )
         return registry.primitive_class(kind).from_dict(plain)
     return registry.load(registry.STRUCTURES[kind]).from_dict(plain)
 
@@ -171,7 +173,7 @@ def _entries(node: Any, step: str | int, path: str) -> list[str | int]:
     if step not in known:
         label = node.kind or type(node).__name__
         raise ConfigError(
-            f"override {path!r}: unknown option {step!r} for {label!r}{did_you_mean(step, known)} "
+            f"override {path!r}: unknown option {shown(step)} for {label!r}{did_you_mean(step, known)} "
             f"(options: {', '.join(known)})"
         )
     return [step]

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from attnkit.arguments import is_count
 from attnkit.checks import check_columns, check_group, check_keywords, check_output, check_tokens, tokens_of_map
-from attnkit.errors import ConfigError
+from attnkit.errors import ConfigError, shown
 from attnkit.grid import Grid
 from attnkit.options import Options, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
@@ -132,10 +133,15 @@ class HeadMix(nn.Module):
         self.options = read_groups(groups)
         heads = sum(group.heads for group in self.options)
         for name, size in (("dim", dim), ("head_dim", head_dim), ("out_dim", out_dim)):
-            if (size is not None or name == "dim") and (
-                not isinstance(size, int) or isinstance(size, bool) or size < 1
-            ):
-                raise ConfigError(f"HeadMix({name}=...) is a number of channels, an integer >= 1, but got {size!r}")
+            if (size is not None or name == "dim") and not is_count(size, 1):
+                raise ConfigError(
+                    f"HeadMix({name}=...) is a number of channels, an integer >= 1, but got {shown(size)}"
+                )
+        for name, flag in (("qkv_bias", qkv_bias), ("proj_bias", proj_bias)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"HeadMix({name}=...) must be True or False, but got {shown(flag)}")
+        if not is_count(layer):
+            raise ConfigError(f"HeadMix(layer=...) is the number of a layer, an integer >= 0, but got {shown(layer)}")
         if head_dim is None and dim % heads:
             split = " + ".join(str(group.heads) for group in self.options)
             raise ConfigError(
@@ -227,14 +233,14 @@ MIX_KEYWORDS = tuple(HeadMix.__init__.__kwdefaults__ or ())
 def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:
     """Option objects from a list of option objects and plain dicts, all mistakes reported together."""
     if isinstance(groups, (Mapping, PrimitiveOptions, str)) or not isinstance(groups, Sequence):
-        raise ConfigError(f"groups must be a list of options, such as [Dense(heads=4)], but got {groups!r}")
+        raise ConfigError(f"groups must be a list of options, such as [Dense(heads=4)], but got {shown(groups)}")
     plain = {"groups": [group if isinstance(group, Options) else _plain_group(group) for group in groups]}
     return Mix.from_dict(plain).groups
 
 
 def _plain_group(group: Any) -> Any:
     if isinstance(group, Mapping) and "kind" not in group:
-        raise ConfigError(f"a head group given as a dict needs a 'kind', such as 'dense', but got {dict(group)!r}")
+        raise ConfigError(f"a head group given as a dict needs a 'kind', such as 'dense', but got {shown(dict(group))}")
     return group
 
 

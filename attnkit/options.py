@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from attnkit.annotations import UNREADABLE, described, entries, members, mismatches, usable
-from attnkit.arguments import NamedArguments, name_mistakes
+from attnkit.arguments import LARGEST, NamedArguments, name_mistakes
 from attnkit.errors import ConfigError, did_you_mean, listing, shown
 
 Self = TypeVar("Self", bound="Options")
@@ -92,8 +92,9 @@ class Options(metaclass=_OptionsMeta):
 
 
 def positive(**values: int | None) -> list[str]:
-    """Problems for integers that must be >= 1 (None passes)."""
-    return [f"{name}={value}: must be >= 1" for name, value in values.items() if value is not None and value < 1]
+    """Problems for integers that must be >= 1 and not absurdly large (None passes)."""
+    wrong = {name: value for name, value in values.items() if value is not None and not 1 <= value <= LARGEST}
+    return [f"{name}={value}: must be {'>= 1' if value < 1 else f'<= {LARGEST}'}" for name, value in wrong.items()]
 
 
 def odd(**values: int | tuple[int, ...]) -> list[str]:
@@ -101,6 +102,7 @@ def odd(**values: int | tuple[int, ...]) -> list[str]:
     found = []
     for name, value in values.items():
         each = (value,) if isinstance(value, int) else value
+        found += [text for one in each if one > LARGEST for text in positive(**{name: one})]
         if not all(one >= 1 and one % 2 for one in each):
             found.append(f"{name}={value}: must be odd and >= 1, such as 3, 5 or 7")
     return found
@@ -166,8 +168,10 @@ def _required(cls: type[Options]) -> dict[str, str]:
     return {name: described(field_types(cls)[name]) for name in names}
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, (list, tuple)) else value
+def _tuples(value: Any, levels: int = 10) -> Any:
+    """Lists as tuples; deeper than any field goes they stay as they are."""
+    convert = isinstance(value, (list, tuple)) and levels
+    return tuple(_tuples(one, levels - 1) for one in value) if convert else value
 
 
 def _plain(value: Any, full: bool) -> Any:
@@ -261,7 +265,7 @@ def _read(plain: Mapping[str, Any], cls: type[Self], path: str, errors: list[str
     fields = dict(plain)
     kind = fields.pop("kind", None)
     try:
-        if kind is not None and kind != cls.kind and _resolvers:
+        if kind is not None and (kind != cls.kind or not cls.kind) and _resolvers:
             cls = typing.cast("type[Self]", _resolvers[0](kind, cls, path))
         elif kind is None and not cls.kind:
             raise ConfigError(f"{where}'kind' is missing, so nothing says which options {shown(plain)} are")

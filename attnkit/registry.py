@@ -188,7 +188,7 @@ def primitive_class(name: str) -> type[Options]:
     if name in plugins:
         return _plugin_class(name, plugins[name])
     names = list_primitives()
-    raise ConfigError(f"unknown primitive {name!r}{did_you_mean(name, names)} (primitives: {', '.join(names)})")
+    raise ConfigError(f"unknown primitive {shown(name)}{did_you_mean(name, names)} (primitives: {', '.join(names)})")
 
 
 def recipe(name: str) -> Callable[[], Options]:
@@ -199,7 +199,8 @@ def recipe(name: str) -> Callable[[], Options]:
     """
     if name not in RECIPES:
         raise ConfigError(
-            f"unknown model {name!r}{did_you_mean(name, RECIPES)} (see attnkit.list_models() for all {len(RECIPES)})"
+            f"unknown model {shown(name)}{did_you_mean(name, RECIPES)} "
+            f"(see attnkit.list_models() for all {len(RECIPES)})"
         )
     return load(RECIPES[name])
 

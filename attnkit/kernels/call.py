@@ -126,7 +126,7 @@ def check_call(call: AttendCall) -> None:
         if table.device != q.device:
             raise ShapeError(f"the {layout.kind} layout lies on {table.device}, but q, k and v lie on {q.device}")
     number = isinstance(call.scale, (int, float)) and not isinstance(call.scale, bool)
-    if not number or not -math.inf < call.scale < math.inf:
+    if not number or not -math.inf < call.scale < math.inf or (type(call.scale) is int and abs(call.scale) >= 2**63):
         raise ShapeError(f"attend needs a finite number as scale, or None for D ** -0.5, but got {shown(call.scale)}")
     for name, values in (("bias", call.bias), ("gain", call.gain)):
         if isinstance(values, RelativeTable):

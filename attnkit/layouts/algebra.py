@@ -88,6 +88,7 @@ def restrict(layout: Layout, keys: Tensor | None = None, queries: Tensor | None 
             f"but got {shown(queries)}"
         )
     rows = queries.view(1, 1, -1) if queries.ndim == 1 else queries[:, None] if queries.ndim == 2 else queries
+    common_lead(f"a {layout.kind} layout and the queries left of it", layout.lead, tuple(rows.shape[:2]))
     return TokenMask(torch.logical_and(*_one_device(layout.to_mask(), rows[..., None])))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnkit.blocks import Block
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
 from attnkit_models.backbones.config import ModelConfig
@@ -131,7 +131,7 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
             ConfigError: for a level that does not exist or another format.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ConfigError(f"output_fmt must be 'NCHW' or 'NLC', but got {output_fmt!r}")
+            raise ConfigError(f"output_fmt must be 'NCHW' or 'NLC', but got {shown(output_fmt)}")
         self.check_images(x)
         wanted = take_indices(len(self.feature_info), indices)
         maps: dict[int, Tensor] = {}
@@ -139,8 +139,8 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         for level, (tokens, grid) in enumerate(self.levels(x)):
             if level in wanted:
                 last = level == len(self.feature_info) - 1
-                shown = self.normed(tokens, grid) if norm and last else tokens
-                image = shown[:, grid.prefix :]
+                chosen = self.normed(tokens, grid) if norm and last else tokens
+                image = chosen[:, grid.prefix :]
                 maps[level] = image.transpose(1, 2).unflatten(2, grid.sizes) if output_fmt == "NCHW" else image
             if stop_early and intermediates_only and level == max(wanted):
                 break
@@ -162,7 +162,7 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
             global_pool: `"avg"`, `"token"` (where there is a class token) or `""` for no pooling; None keeps it.
         """
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
-            raise ConfigError(f"num_classes must be an integer >= 0, but got {num_classes!r}")
+            raise ConfigError(f"num_classes must be an integer >= 0, but got {shown(num_classes)}")
         changes: dict[str, Any] = {"num_classes": num_classes}
         if global_pool is not None:
             changes["global_pool"] = global_pool
@@ -247,10 +247,12 @@ def take_indices(levels: int, indices: int | Sequence[int] | None) -> list[int]:
             raise ConfigError(f"there are {levels} feature levels, so the last {indices} cannot be taken")
         return list(range(levels - indices, levels))
     if not isinstance(indices, (list, tuple, range)):
-        raise ConfigError(f"feature levels are a list such as [0, -1], or a number for the last ones; got {indices!r}")
+        raise ConfigError(
+            f"feature levels are a list such as [0, -1], or a number for the last ones; got {shown(indices)}"
+        )
     bad = [index for index in indices if type(index) is not int or not -levels <= index < levels]
     if bad or not indices:
-        raise ConfigError(f"feature levels must be numbers in {-levels}..{levels - 1}, but got {list(indices)}")
+        raise ConfigError(f"feature levels must be numbers in {-levels}..{levels - 1}, but got {shown(list(indices))}")
     return sorted({index % levels for index in indices})
 
 

@@ -94,7 +94,7 @@ def read_header(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors checkpoint: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path} is not a safetensors checkpoint: {_reason(error)}") from error
     beside = path.with_suffix(".json")
     try:
         text = metadata.get(HEADER) or (beside.read_text(encoding="utf-8") if beside.is_file() else "")
@@ -118,7 +118,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
     return unpack(content, source=str(path))
 
 
@@ -131,7 +131,13 @@ def unpack(content: bytes, *, source: str) -> dict[str, Tensor]:
     try:
         return read_tensors(content)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint {source} cannot be read: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"checkpoint {source} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """A library's own words in one line, without the whole of what it was given."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:

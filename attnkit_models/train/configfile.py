@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attnkit import factory
-from attnkit.errors import ConfigError, did_you_mean
+from attnkit.errors import ConfigError, did_you_mean, shown
 from attnkit_models.train.mistakes import Mistakes
 from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.plaindata import parse_yaml
@@ -41,7 +41,7 @@ def read_config(path: Path) -> ConfigFile:
         raise ConfigError(f"configuration file {path} is not valid YAML: {error}") from error
     if not isinstance(plain, dict) or not plain:
         raise ConfigError(
-            f"configuration file {path} must hold a model's options or a 'model:' section, but holds {plain!r}"
+            f"configuration file {path} must hold a model's options or a 'model:' section, but holds {shown(plain)}"
         )
     if not any(name in plain for name in ("model", "train")):
         return ConfigFile(model=plain)
@@ -56,10 +56,12 @@ def read_config(path: Path) -> ConfigFile:
         with mistakes.noted():
             if name not in wanted:
                 known = ", ".join(wanted)
-                raise ConfigError(f"{path}: unknown section {name!r}{did_you_mean(name, wanted)} (sections: {known})")
+                raise ConfigError(
+                    f"{path}: unknown section {shown(name)}{did_you_mean(name, wanted)} (sections: {known})"
+                )
             if not isinstance(value, wanted[name]):
                 kinds = " or ".join({str: "a name", dict: "a mapping"}[kind] for kind in wanted[name])
-                raise ConfigError(f"{path}: section {name!r} must be {kinds}, but got {value!r}")
+                raise ConfigError(f"{path}: section {name!r} must be {kinds}, but got {shown(value)}")
     mistakes.told()
     return ConfigFile(**plain)
 
@@ -86,14 +88,14 @@ def read_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             path, equals, text = assignment.partition("=")
             if not equals or not path.strip() or not text.strip():
                 raise ConfigError(
-                    f"--set {assignment!r} must be path=value, such as 'stages[2].mix.groups[1].window=64'"
+                    f"--set {shown(assignment)} must be path=value, such as 'stages[2].mix.groups[1].window=64'"
                 )
             if path in overrides:
-                raise ConfigError(f"--set gives {path!r} twice, {overrides[path]!r} and {text}; keep one")
+                raise ConfigError(f"--set gives {path!r} twice, {shown(overrides[path])} and {shown(text)}; keep one")
             try:
                 overrides[path] = parse_yaml(text)
             except ValueError as error:
-                raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
+                raise ConfigError(f"--set {path}: {shown(text)} is not a YAML value") from error
     mistakes.told()
     return overrides
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from attnkit.cli.sizes import LARGEST
-from attnkit.errors import DataError
+from attnkit.errors import DataError, shown
 from attnkit_models.train.paths import is_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -68,13 +68,13 @@ class Preprocess:
         size, channels = tuple(plain["img_size"]), plain["channels"]
         mean, std = tuple(plain["mean"]), tuple(plain["std"])
         if len(size) != 2 or not all(type(side) is int and 1 <= side <= LARGEST for side in size):
-            raise ValueError(f"img_size={size} is no height and width in pixels")
+            raise ValueError(f"img_size={shown(size)} is no height and width in pixels")
         if type(channels) is not int or channels not in (1, 3):
-            raise ValueError(f"channels={channels!r} is neither 1 nor 3")
+            raise ValueError(f"channels={shown(channels)} is neither 1 nor 3")
         if not all(type(one) in (int, float) and math.isfinite(one) for one in (*mean, *std)) or not all(
             len(one) == channels for one in (mean, std)
         ):
-            raise ValueError(f"mean={mean} and std={std} are no finite numbers for {channels} channels")
+            raise ValueError(f"mean={shown(mean)} and std={shown(std)} are no finite numbers for {channels} channels")
         if min(std) <= 0:
             raise ValueError(f"std={std} is not positive")
         return cls(size, channels, mean, std)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import attnkit
-from attnkit.errors import CheckpointError, ConfigError, DataError
+from attnkit.errors import CheckpointError, ConfigError, DataError, shown
 from attnkit_models.train.checkpoint import check_weights, load_weights, read_header, read_weights
 from attnkit_models.train.images import Preprocess
 from attnkit_models.train.rundir import find_weights
@@ -72,7 +72,7 @@ def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None
         config, classes = header["model"], header["classes"]
         preprocess = Preprocess.from_dict(header["preprocess"])
         if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError(f"classes={classes!r} is no list of names")
+            raise ValueError(f"classes={shown(classes)} is no list of names")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{weights} does not say how to use it ({reason}); train it again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
@@ -49,6 +50,7 @@ def test_listing():
         (torch.nn.Parameter(torch.zeros(2)), "Parameter torch.float32 (2,)"),
         (torch.nn.Sequential(torch.nn.ReLU()), "Sequential( (0): ReLU() )"),
         ("a" * 200, f"'{'a' * 49} ... {'a' * 24}'"),
+        (functools.reduce(lambda inner, _: [inner], range(100_000), 1), "a list nested without end"),
     ],
 )
 def test_values_in_messages(value, text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import json
 import pickle
@@ -173,6 +174,11 @@ def test_a_path_from_outside_stands_before_every_mistake():
     assert str(caught.value).startswith("stages[1].mix.groups[0]: unknown option 'kernal'")
 
 
+def nested(levels):
+    """A list of a list of a list."""
+    return functools.reduce(lambda inner, _: [inner], range(levels), 1)
+
+
 WRONG_TYPES = [
     (lambda: Dense(heads="4"), "Dense(heads=...) must be an integer, but got '4'"),
     (lambda: Dense(heads=2.0), "Dense(heads=...) must be an integer, but got 2.0"),
@@ -185,11 +191,18 @@ WRONG_TYPES = [
     (lambda: Window(2, 7, partition="shift"), "'shifted', 'grid', but got 'shift'; did you mean 'shifted'?"),
     (lambda: Mix(Dense(2)), "Mix(groups=...) must be a list of primitive options, but got Dense"),
     (lambda: Mix((Dense(2), 3)), "Mix(groups[1]=...) must be primitive options, but got 3"),
+    (lambda: Dense(10**30), f"Dense(heads=...) must be an integer, but got {10**30}"),
+    (lambda: Dense(2, scale=10**400), "Dense(scale=...) must be a number or one of 'head', 'group', but got 1000000"),
+    (lambda: Window(2, nested(100_000)), "but got a tuple nested without end"),
+    (lambda: Dense.from_dict({"heads": nested(100_000)}), "must be an integer, but got a list nested without end"),
+    (lambda: Dense.from_dict({"kind": nested(100_000)}), "is a name such as 'dense', but got a list nested without"),
 ]
 
 WRONG_RANGES = [
     (lambda: Dense(0), "Dense(heads=0): must be >= 1"),
     (lambda: Dense(-3), "Dense(heads=-3): must be >= 1"),
+    (lambda: Dense(2**31), "Dense(heads=2147483648): must be <= 2147483647"),
+    (lambda: Conv(2, kernel=2**31 + 1), "Conv(kernel=2147483649): must be <= 2147483647"),
     (lambda: CrossShaped(3, 2), "CrossShaped(heads=3): must be even"),
     (lambda: Conv(2, kernel=4), "Conv(kernel=4): must be odd"),
     (lambda: Conv(2, stride=0), "Conv(stride=0): must be >= 1"),
@@ -243,10 +256,12 @@ def test_kinds_that_do_not_fit():
         Mix.from_dict({"groups": ["hello"]})
 
 
-@pytest.mark.parametrize("kind", [3, None, ["dense"], {"a": 1}])
+@pytest.mark.parametrize("kind", [3, None, ["dense"], {"a": 1}, "", "a" * 10_000])
 def test_a_kind_that_is_no_name(kind):
-    with pytest.raises(ConfigError):
-        Options.from_dict({"kind": kind, "heads": 2})
+    for base in (Options, PrimitiveOptions):
+        with pytest.raises(ConfigError) as caught:
+            base.from_dict({"kind": kind, "heads": 2})
+        assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("plain", [None, 3, "dense", [("heads", 2)], Dense(2)])

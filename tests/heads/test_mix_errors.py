@@ -23,6 +23,21 @@ def test_widths(wrong, refused):
     refused(lambda: Block(wrong, [Dense(3)]), "dim", repr(wrong))
 
 
+@pytest.mark.parametrize("wrong", [2**31, 10**30])
+def test_widths_that_nobody_can_mean(wrong, refused):
+    refused(lambda: HeadMix(wrong, [Dense(1)]), "dim", str(wrong))
+    refused(lambda: HeadMix(12, [Dense(3)], out_dim=wrong), "out_dim", str(wrong))
+    refused(lambda: Block(12, [Dense(3)], mlp_ratio=float(wrong)), "hidden units or more; lower mlp_ratio")
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "1", None, True, [1], torch.ones(2)])
+def test_layers_and_biases_that_are_none(wrong, refused):
+    refused(lambda: HeadMix(12, [Dense(3)], layer=wrong), "HeadMix(layer=...) is the number of a layer")
+    if wrong is not True:
+        refused(lambda: HeadMix(12, [Dense(3)], qkv_bias=wrong), "HeadMix(qkv_bias=...) must be True or False")
+        refused(lambda: HeadMix(12, [Dense(3)], proj_bias=wrong), "HeadMix(proj_bias=...) must be True or False")
+
+
 def test_no_width_at_all(refused):
     refused(lambda: HeadMix(None, [Dense(3)]), "HeadMix(dim=...)", "None")
     refused(lambda: HeadMix(12, None), "must be a list of options", "None")

@@ -68,6 +68,7 @@ MISTAKES = {
     "scale as a truth value": (called(scale=True), r"finite number as scale, .* but got True"),
     "scale as a tensor": (called(scale=ones(2, 2)), r"finite number as scale, .* but got torch\.float32 \(2, 2\)"),
     "an array": (called(ones(2, 2, 4, 3).numpy()), r"as tensors, but got ndarray float32 \(2, 2, 4, 3\) as q"),
+    "scale of more digits than fit": (called(scale=10**30), r"finite number as scale, .* but got 1000000"),
     "infinite scale": (called(scale=float("inf")), r"finite number as scale"),
     "scale that is no number": (called(scale=float("nan")), r"finite number as scale"),
     "bias of another size": (called(bias=ones(1, 2, 4, 5)), r"bias must be floating and broadcast .* \(1, 2, 4, 5\)"),

@@ -158,6 +158,16 @@ MISTAKES = {
         lambda: TokenMask(torch.ones(2, 1, 3, 3, dtype=torch.bool)).restrict(torch.ones(3, 3, dtype=torch.bool)),
         r"\(2, 1\).*\(3, 1\)|\(3, 1\).*\(2, 1\)",
     ),
+    "queries of other items": (
+        lambda: restrict(
+            TokenMask(torch.ones(2, 1, 3, 3, dtype=torch.bool)), queries=torch.ones(3, 3, dtype=torch.bool)
+        ),
+        r"\(2, 1\) and \(3, 1\)",
+    ),
+    "more tokens than anybody has": (
+        lambda: Dense(2**63),
+        r"numbers of queries and keys, .* but got 9223372036854775808",
+    ),
     "union over other items": (
         lambda: union(
             TokenMask(torch.ones(2, 1, 3, 3, dtype=torch.bool)), TokenMask(torch.ones(3, 1, 3, 3, dtype=torch.bool))
