@@ -103,8 +103,8 @@ class BlockConfig(BlockStyle):
 class Block(nn.Module):
     """A transformer block around a head mix.
 
-    `y = x + mix(norm(x)); z = y + mlp(norm(y))`. Where the mix has a stride or another output width, the shortcut is a
-    strided linear map of x, and z keeps the mix's grid.
+    `y = x + mix(norm(x)); z = y + mlp(norm(y))`. Where the mix has a stride, a scale or another output width, the
+    shortcut is a linear map of every stride-th token of x, or of x with each token repeated; z keeps the mix's grid.
 
     Args:
         dim: width of the input, C.
@@ -142,10 +142,10 @@ class Block(nn.Module):
             self.position_conv = nn.Conv2d(dim, dim, position_conv, padding=position_conv // 2, groups=dim)
         self.mix = mix.build(dim, layer)
         width = self.mix.out_dim
-        self.stride = mix.output_stride
-        reshaping = self.stride != 1 or width != dim
+        self.stride, self.scale = mix.output_stride, mix.output_scale
+        reshaping = (self.stride, self.scale, width) != (1, 1, dim)
         if reshaping and norm == "post":
-            raise ConfigError("a block whose mix has a stride or another output width needs norm='pre'")
+            raise ConfigError("a block whose mix has a stride, a scale or another output width needs norm='pre'")
         self.shortcut: nn.Linear | None = nn.Linear(dim, width, bias=False) if reshaping else None
         self.norm1 = nn.LayerNorm(width if norm == "post" else dim, eps=norm_eps)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
@@ -185,13 +185,23 @@ class Block(nn.Module):
             return self.norm2(x + self._branch(self.mlp(x, grid, token_mask), self.scale2)), grid
         mixed = self.mix.run(self.norm1(x), grid, token_mask=token_mask, draw=draw)
         if self.shortcut is not None:
-            # Dropping the only branch that was computed on the new grid would leave a plain subsampling.
-            x = self.shortcut(_strided(x, grid, self.stride)) + self._scaled(mixed.x, self.scale1)
+            # Dropping the only branch that was computed on the new grid would leave a plain resampling.
+            x = self.shortcut(self._resampled(x, grid)) + self._scaled(mixed.x, self.scale1)
         else:
             x = x + self._branch(mixed.x, self.scale1)
         if token_mask is not None:
-            token_mask = _strided(token_mask[..., None], grid, self.stride)[..., 0]
+            token_mask = self._resampled(token_mask[..., None], grid)[..., 0]
         return x + self._branch(self.mlp(self.norm2(x), mixed.grid, token_mask), self.scale2), mixed.grid
+
+    def _resampled(self, x: Tensor, grid: Grid) -> Tensor:
+        """Every stride-th image token along each axis, or each of them repeated, behind all prefix tokens."""
+        if self.stride == self.scale == 1:
+            return x
+        map_ = x[:, grid.prefix :].unflatten(1, grid.sizes)
+        map_ = map_[(slice(None), *(slice(None, None, self.stride),) * grid.ndim)]
+        for axis in range(1, grid.ndim + 1 if self.scale > 1 else 1):
+            map_ = map_.repeat_interleave(self.scale, axis)
+        return torch.cat([x[:, : grid.prefix], map_.flatten(1, grid.ndim)], dim=1)
 
     def _scaled(self, branch: Tensor, scale: nn.Parameter | None) -> Tensor:
         branch = branch if scale is None else branch * scale
@@ -245,12 +255,3 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
-
-
-def _strided(x: Tensor, grid: Grid, stride: int) -> Tensor:
-    """Every stride-th image token along each axis, behind all prefix tokens."""
-    if stride == 1:
-        return x
-    map_ = x[:, grid.prefix :].unflatten(1, grid.sizes)
-    map_ = map_[(slice(None), *(slice(None, None, stride),) * grid.ndim)]
-    return torch.cat([x[:, : grid.prefix], map_.flatten(1, grid.ndim)], dim=1)

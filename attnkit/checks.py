@@ -142,7 +142,8 @@ def check_output(options: PrimitiveOptions, output: HeadOutput, shape: tuple[int
     # Part by part: compilers cannot compare grids whose sizes they do not know.
     if (*output.grid.sizes, output.grid.prefix) != (*grid.sizes, grid.prefix):
         raise ShapeError(
-            f"{label_of(options)}: forward() returned the grid {output.grid}, but output_stride() promises {grid}"
+            f"{label_of(options)}: forward() returned the grid {output.grid}, "
+            f"but output_stride() and output_scale() promise {grid}"
         )
     if output.out.shape != shape:
         raise ShapeError(

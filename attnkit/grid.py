@@ -82,6 +82,11 @@ class Grid(metaclass=NamedArguments):
         steps = self.per_axis(stride, "stride")
         return Grid(*(-(-size // step) for size, step in zip(self.sizes, steps, strict=True)), prefix=self.prefix)
 
+    def refined(self, scale: Sizes) -> Grid:
+        """The grid with `scale` places for every token along each axis."""
+        times = self.per_axis(scale, "scale")
+        return Grid(*(size * one for size, one in zip(self.sizes, times, strict=True)), prefix=self.prefix)
+
     def coords(self, device: torch.device | str | None = None) -> Tensor:
         """Position of every image token, row-major, int64 of shape (image_tokens, ndim)."""
         axes = [torch.arange(size, device=device) for size in self.sizes]

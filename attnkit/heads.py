@@ -48,9 +48,9 @@ class Mix(Options):
         found = positive(dim=self.dim, head_dim=self.head_dim, out_dim=self.out_dim)
         if not self.groups:
             found.append("groups=(): a mix needs at least one head group")
-        strides = [group.output_stride() for group in self.groups]
-        if len(set(strides)) > 1:
-            pairs = ", ".join(f"{group.kind} {stride}" for group, stride in zip(self.groups, strides, strict=True))
+        steps = [_step(group) for group in self.groups]
+        if len(set(steps)) > 1:
+            pairs = ", ".join(f"{group.kind} {step}" for group, step in zip(self.groups, steps, strict=True))
             found.append(f"groups=...: all groups need one stride, but they have {pairs}")
         return found
 
@@ -58,6 +58,11 @@ class Mix(Options):
     def output_stride(self) -> int:
         """Step between the mix's outputs in tokens, the same for all groups."""
         return self.groups[0].output_stride()
+
+    @property
+    def output_scale(self) -> int:
+        """Outputs of the mix along each axis for one token, the same for all groups."""
+        return self.groups[0].output_scale()
 
     @property
     def heads(self) -> int:
@@ -148,7 +153,7 @@ class HeadMix(nn.Module):
                 f"dim={dim} does not divide into {split} = {heads} heads; choose heads that divide it or give head_dim"
             )
         # `read_groups` made sure that it is the same for all.
-        self.stride = self.options[0].output_stride()
+        self.stride, self.scale = self.options[0].output_stride(), self.options[0].output_scale()
         self.dim = dim
         self.out_dim = dim if out_dim is None else out_dim
         self.head_dim = dim // heads if head_dim is None else head_dim
@@ -197,7 +202,7 @@ class HeadMix(nn.Module):
             draw = self.next_draw()
         columns = x[..., :0] if self.qkv is None else self.qkv(x)
         parts = iter(columns.split(self._widths, dim=-1))
-        out_grid = grid.strided(self.stride)
+        out_grid = grid.strided(self.stride).refined(self.scale)
         outputs: list[HeadOutput] = []
         for group, options in zip(self._groups(), self.options, strict=True):
             q, k, v = (_heads(next(parts), options.heads) for _ in range(3))
@@ -242,6 +247,12 @@ def _plain_group(group: Any) -> Any:
     if isinstance(group, Mapping) and "kind" not in group:
         raise ConfigError(f"a head group given as a dict needs a 'kind', such as 'dense', but got {shown(dict(group))}")
     return group
+
+
+def _step(group: PrimitiveOptions) -> str:
+    """Step between a group's outputs in tokens: `"2"`, or `"1/2"` where there are two outputs a token."""
+    stride, scale = group.output_stride(), group.output_scale()
+    return f"{stride}" if scale == 1 else f"{stride}/{scale}"
 
 
 def _heads(columns: Tensor, heads: int) -> Tensor | None:

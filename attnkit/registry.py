@@ -21,6 +21,7 @@ PRIMITIVES: dict[str, str] = {
     "topk_region": "attnkit.primitives.topk_region:TopKRegion",
     "mask_predictor": "attnkit.primitives.mask_predictor:MaskPredictor",
     "learned_query": "attnkit.primitives.learned_query:LearnedQuery",
+    "learned_upsample": "attnkit.primitives.learned_upsample:LearnedUpsample",
     "random_window": "attnkit.primitives.random_window:RandomWindow",
     "pooled_global": "attnkit.primitives.pooled_global:PooledGlobal",
     "conv": "attnkit.primitives.conv:Conv",

@@ -25,6 +25,7 @@ _COLOURS = {
     "cross_shaped": BY_PLACE,
     "dense": EVERYTHING,
     "learned_query": BY_PLACE,
+    "learned_upsample": BY_PLACE,
     "linformer": EVERYTHING,
     "mask_predictor": BY_CONTENT,
     "neighborhood": BY_PLACE,

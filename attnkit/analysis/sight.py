@@ -40,9 +40,10 @@ class Sight:
 
     @property
     def query_grid(self) -> Grid:
-        """The grid of the queries."""
+        """The grid of the queries; several outputs of one token, where the map becomes finer, are its heads."""
         assert self.visit.output is not None
-        return self.visit.output.grid
+        found = self.visit.output.grid
+        return self.grid if self.calls and found.tokens > self.grid.tokens else found
 
     @property
     def calls(self) -> list[AttendCall]:

@@ -15,6 +15,7 @@ from attnkit.primitives.conv import Conv
 from attnkit.primitives.cross_shaped import CrossShaped
 from attnkit.primitives.dense import Dense
 from attnkit.primitives.learned_query import LearnedQuery
+from attnkit.primitives.learned_upsample import LearnedUpsample
 from attnkit.primitives.linformer import Linformer
 from attnkit.primitives.mask_predictor import MaskPredictor
 from attnkit.primitives.neighborhood import Neighborhood
@@ -33,6 +34,7 @@ __all__ = [
     "HeadInputs",
     "HeadOutput",
     "LearnedQuery",
+    "LearnedUpsample",
     "Linformer",
     "MaskPredictor",
     "Neighborhood",

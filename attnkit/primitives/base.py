@@ -85,7 +85,7 @@ class HeadOutput:
 
     Attributes:
         out: (B, heads, N', D).
-        grid: how the N' tokens lie; a stride makes it smaller.
+        grid: how the N' tokens lie; a stride makes it coarser, a scale finer.
         aux: further tensors by name, such as what a distillation loss needs.
     """
 
@@ -143,6 +143,10 @@ class PrimitiveOptions(Options, ABC):
 
     def output_stride(self) -> int:
         """Step between outputs in tokens; 1 unless a primitive says otherwise."""
+        return 1
+
+    def output_scale(self) -> int:
+        """Outputs along each axis for one token; 1 unless a primitive makes the map finer."""
         return 1
 
     def full_budget(self, grid: Grid) -> PrimitiveOptions | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,37 @@ from attnkit.primitives.base import (
 
 
 @dataclass(frozen=True)
-class LearnedQuery(PrimitiveOptions):
+class SummaryOptions(PrimitiveOptions, ABC):
+    """Base of the primitives whose windows are summarised by learned queries; see `LearnedQuery`."""
+
+    kernel: int
+    _: KW_ONLY
+    query_norm: Literal["unit", "unit_detached", "none"] = "unit"
+    relative_bias: bool = True
+    scaled_bias: bool = False
+    key_bias: bool = False
+    gain: Literal["window", "window_ones", "query", "signs", "mean", "none"] = "window"
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of learned queries per head."""
+
+    def problems(self) -> list[str]:
+        found = super().problems() + odd(kernel=self.kernel)
+        if self.scaled_bias and not self.relative_bias:
+            found.append("scaled_bias=True: goes with relative_bias=True")
+        return found
+
+    def columns(self, context: BuildContext) -> Columns:
+        return Columns(v=self.heads * context.head_dim)
+
+    def full_budget(self, grid: Grid) -> SummaryOptions:
+        return replace(self, kernel=2 * max(grid.sizes) - 1, relative_bias=False, scaled_bias=False, gain="none")
+
+
+@dataclass(frozen=True)
+class LearnedQuery(SummaryOptions):
     """Query-and-attend: `queries` learned queries look at the kernel x kernel window around every place.
 
     The queries do not depend on the input, so query and key projection fold into one small matrix: scores are
@@ -58,32 +89,22 @@ class LearnedQuery(PrimitiveOptions):
     cost: ClassVar[str] = "N (L h C + k^2 L (C + h))"
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"kernel": 3}, {"kernel": 5, "stride": 2})
 
-    kernel: int
     _: KW_ONLY
     stride: int = 1
     queries: int = 2
-    query_norm: Literal["unit", "unit_detached", "none"] = "unit"
-    relative_bias: bool = True
-    scaled_bias: bool = False
-    key_bias: bool = False
-    gain: Literal["window", "window_ones", "query", "signs", "mean", "none"] = "window"
+
+    @property
+    def count(self) -> int:
+        return self.queries
 
     def problems(self) -> list[str]:
-        found = super().problems() + odd(kernel=self.kernel) + positive(stride=self.stride, queries=self.queries)
-        if self.scaled_bias and not self.relative_bias:
-            found.append("scaled_bias=True: goes with relative_bias=True")
+        found = super().problems() + positive(stride=self.stride, queries=self.queries)
         if self.gain == "signs" and self.queries * self.heads % 2:
             found.append(f"gain='signs': {self.queries} queries of {self.heads} heads have no half")
         return found
 
-    def columns(self, context: BuildContext) -> Columns:
-        return Columns(v=self.heads * context.head_dim)
-
     def output_stride(self) -> int:
         return self.stride
-
-    def full_budget(self, grid: Grid) -> LearnedQuery:
-        return replace(self, kernel=2 * max(grid.sizes) - 1, relative_bias=False, scaled_bias=False, gain="none")
 
     def period(self, grid: Grid) -> tuple[int, ...]:
         return (self.stride,) * grid.ndim
@@ -92,15 +113,15 @@ class LearnedQuery(PrimitiveOptions):
         return LearnedQueryHeads(self, context)
 
 
-class LearnedQueryHeads(HeadGroup):
-    """Heads of learned-query attention."""
+class SummaryHeads(HeadGroup, ABC):
+    """Heads with learned queries: the subclass puts together what each of them sees of a window."""
 
-    def __init__(self, options: LearnedQuery, context: BuildContext) -> None:
+    def __init__(self, options: SummaryOptions, context: BuildContext) -> None:
         super().__init__()
         self.options = options
-        heads, width, rows = options.heads, context.head_dim, options.queries * options.heads
+        heads, width, rows = options.heads, context.head_dim, options.count * options.heads
         window = (rows, options.kernel, options.kernel)
-        self.query = nn.Parameter(nn.init.trunc_normal_(torch.zeros(options.queries, heads, width)) * width**-0.5)
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.zeros(options.count, heads, width)) * width**-0.5)
         self.key = nn.Parameter(lecun_normal(torch.zeros(heads * width, context.dim)))
         self.key_bias = nn.Parameter(torch.zeros(heads, width)) if options.key_bias else None
         self.relative_bias = nn.Parameter(torch.zeros(window)) if options.relative_bias else None
@@ -128,10 +149,11 @@ class LearnedQueryHeads(HeadGroup):
         """What the keys' bias adds to every score: (queries * heads,), or None without one."""
         return None if self.key_bias is None else (self.scaled_query() * self.key_bias).sum(2).flatten()
 
-    def forward(self, inputs: HeadInputs) -> HeadOutput:
+    def summaries(self, inputs: HeadInputs) -> Tensor:
+        """What each query sees around every stride-th token: (B, queries, heads, N', D)."""
         assert inputs.v is not None
-        options, grid = self.options, inputs.grid
-        layout = Stencil(grid, options.kernel, stride=options.stride)
+        options, stride = self.options, self.options.output_stride()
+        layout = Stencil(inputs.grid, options.kernel, stride=stride)
         if inputs.token_mask is not None:
             layout = layout.restrict(inputs.token_mask)
         # Scores in half precision would be off by several percent in the exponent.
@@ -143,7 +165,7 @@ class LearnedQueryHeads(HeadGroup):
         out = attend(
             ones,
             scores[..., None],
-            inputs.v.repeat(1, options.queries, 1, 1),
+            inputs.v.repeat(1, options.count, 1, 1),
             layout,
             scale=1.0,
             bias=self._table(self.bias_table(), inputs, 0.0),
@@ -152,7 +174,7 @@ class LearnedQueryHeads(HeadGroup):
         factor = self.query_gain()
         if factor is not None:
             out = out * factor.to(out.dtype)[:, None, None]
-        return HeadOutput(out.unflatten(1, (options.queries, options.heads)).sum(1), layout.query_grid)
+        return out.unflatten(1, (options.count, options.heads))
 
     def bias_table(self) -> Tensor | None:
         """What is added to the logits: (queries * heads, kernel, kernel), or None."""
@@ -162,23 +184,30 @@ class LearnedQueryHeads(HeadGroup):
 
     def query_gain(self) -> Tensor | None:
         """The factor of each query's heads, (queries * heads,), where the gain does not differ from place to place."""
-        rows = self.options.queries * self.options.heads
+        rows = self.options.count * self.options.heads
         if self.options.gain == "signs":
             return 1.0 - 2.0 * (torch.arange(rows, device=self.query.device) >= rows // 2).to(self.query.dtype)
         if self.options.gain == "mean":
-            return self.query.new_full((rows,), 1.0 / self.options.queries)
+            return self.query.new_full((rows,), 1.0 / self.options.count)
         return self.gain if self.options.gain == "query" else None
 
     def definition(self, inputs: HeadInputs) -> Tensor:
-        grid, options = inputs.grid, self.options
-        keys, queries = grid.coords(), grid.strided(options.stride).coords() * options.stride
-        return ((keys[None] - queries[:, None]).abs() <= options.kernel // 2).all(-1)
+        grid, stride = inputs.grid, self.options.output_stride()
+        keys, queries = grid.coords(), grid.strided(stride).coords() * stride
+        return ((keys[None] - queries[:, None]).abs() <= self.options.kernel // 2).all(-1)
 
     def _table(self, values: Tensor | None, inputs: HeadInputs, fill: float) -> RelativeTable | None:
-        return None if values is None else RelativeTable(values, inputs.grid, self.options.stride, fill)
+        return None if values is None else RelativeTable(values, inputs.grid, self.options.output_stride(), fill)
 
     def extra_repr(self) -> str:
         return repr(self.options)
+
+
+class LearnedQueryHeads(SummaryHeads):
+    """Heads of learned-query attention."""
+
+    def forward(self, inputs: HeadInputs) -> HeadOutput:
+        return HeadOutput(self.summaries(inputs).sum(1), inputs.grid.strided(self.options.output_stride()))
 
 
 def lecun_normal(weight: Tensor) -> Tensor:

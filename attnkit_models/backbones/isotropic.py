@@ -72,7 +72,7 @@ class IsotropicConfig(ModelConfig):
         found = super().problems() + block_count(self.depth)
         if not self.stem:
             found.append("stem=(): an isotropic model needs at least one convolution that makes tokens")
-        elif self.mix.output_stride != 1 or self.mix.out_dim not in (None, self.dim):
+        elif (self.mix.output_stride, self.mix.output_scale) != (1, 1) or self.mix.out_dim not in (None, self.dim):
             found.append("mix=...: the blocks of an isotropic model keep their map; use a pyramid for strides")
         if self.global_pool == "token" and not self.class_token:
             found.append("global_pool='token': there is no class token; use 'avg' or class_token=True")

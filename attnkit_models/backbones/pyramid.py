@@ -87,6 +87,8 @@ class PyramidConfig(ModelConfig):
             found.append("global_pool='token': a pyramid has no class token; use 'avg' or ''")
         width = self.stem[-1].dim
         for at, stage in enumerate(self.stages):
+            if stage.mix.output_scale > 1:
+                found.append(f"stages[{at}].mix=...: maps never become finer in a pyramid")
             if stage.merge is None and stage.dim != width:
                 found.append(f"stages[{at}].dim={stage.dim}: what comes before gives {width} channels; add a merge")
             width = stage.out_dim

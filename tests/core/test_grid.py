@@ -79,6 +79,13 @@ def test_strided_keeps_every_stride_th_token(sizes, prefix, data):
     assert Grid(*sizes, prefix=prefix).strided(2) == Grid(*same, prefix=prefix)
 
 
+def test_a_finer_grid():
+    assert Grid(3, 5, prefix=2).refined(2) == Grid(6, 10, prefix=2)
+    assert Grid(4).refined((3,)) == Grid(12)
+    with pytest.raises(ShapeError, match=r"scale is an integer >= 1 or one per axis of Grid\(3, 5\), but got 0"):
+        Grid(3, 5).refined(0)
+
+
 def test_per_axis():
     grid = Grid(4, 5, 6)
     assert grid.per_axis(3, "window") == (3, 3, 3)

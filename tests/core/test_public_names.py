@@ -24,6 +24,7 @@ FIRST_PARAMETERS = {
     "TopKRegion": ("heads", "regions", "topk"),
     "MaskPredictor": ("heads", "tokens", "keep"),
     "LearnedQuery": ("heads", "kernel"),
+    "LearnedUpsample": ("heads", "kernel"),
     "RandomWindow": ("heads", "window"),
     "PooledGlobal": ("heads", "pool"),
     "Conv": ("heads",),

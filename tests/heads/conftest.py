@@ -19,6 +19,7 @@ SMALL = {
     "topk_region": {"heads": 2, "regions": 2, "topk": 2, "lepe": 3},
     "mask_predictor": {"heads": 2, "tokens": 12, "keep": 0.5},
     "learned_query": {"heads": 2, "kernel": 3},
+    "learned_upsample": {"heads": 2, "kernel": 3, "scale": 1},
     "random_window": {"heads": 2, "window": 5},
     "pooled_global": {"heads": 2, "pool": 2},
     "conv": {"heads": 2},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attnkit
-from attnkit import Block, Conv, Dense, Grid, LearnedQuery, Mix, RandomWindow
+from attnkit import Block, Conv, Dense, Grid, LearnedQuery, LearnedUpsample, Mix, RandomWindow
 from attnkit.blocks import BlockConfig, DropPath
 from attnkit.testing import random_tensor, randomize_parameters
 from attnkit.testing.strategies import grids, seeds
@@ -100,6 +100,27 @@ def test_strides_and_other_widths_change_the_shortcut(grid, seed, stride, out_di
     y = y + mlp(block, norm(y, block.norm2, 1e-6), small)
     found, found_grid = block.run(x, grid)
     assert found_grid == small
+    torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
+
+
+@given(grid=grids(max_height=4, max_width=5), seed=seeds(), scale=st.integers(1, 3), masked=st.booleans())
+def test_a_finer_map_gets_each_token_repeated_as_its_shortcut(grid, seed, scale, masked):
+    block = randomize_parameters(Block(6, [LearnedUpsample(2, 3, scale=scale)], 2.0, mlp_conv=3).double(), seed=seed)
+    x = random_tensor(2, grid.tokens, 6, seed=seed)
+    kept = random_tensor(2, grid.tokens, seed=seed + 1) < 0.7 if masked else None
+    places = [
+        grid.prefix + down // scale * grid.width + right // scale
+        for down in range(grid.height * scale)
+        for right in range(grid.width * scale)
+    ]
+    rows = [*range(grid.prefix), *places]
+    shortcut = x[:, rows] if scale == 1 else x[:, rows] @ block.shortcut.weight.T
+    fine = grid.refined(scale)
+    y = shortcut + block.mix(norm(x, block.norm1, 1e-6), grid, token_mask=kept)
+    inner = norm(y, block.norm2, 1e-6)
+    y = y + block.mlp(inner, fine, None if kept is None else kept[:, rows])
+    found, found_grid = block.run(x, grid, token_mask=kept)
+    assert found_grid == fine
     torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnkit
-from attnkit import AttnkitError, Block, Conv, Dense, Grid, HeadMix, LearnedQuery, Mix, RandomWindow
+from attnkit import AttnkitError, Block, Conv, Dense, Grid, HeadMix, LearnedQuery, LearnedUpsample, Mix, RandomWindow
 from attnkit.errors import ConfigError, ShapeError
 from attnkit.kernels import recording
 
@@ -51,6 +51,10 @@ BUILD = {
     "two mistakes": (
         lambda: HeadMix(8, [{"kind": "dense", "heds": 2}, {"kind": "conv", "heads": 0}]),
         r"groups\[0\]: unknown option 'heds' .* did you mean 'heads'.*; groups\[1\]\.heads=0: must be >= 1",
+    ),
+    "a stride and a scale": (
+        lambda: HeadMix(8, [LearnedUpsample(1, 3), Dense(1)]),
+        r"all groups need one stride, .*learned_upsample 1/2, dense 1",
     ),
     "two strides": (
         lambda: HeadMix(8, [LearnedQuery(1, 3, stride=2), Dense(1)]),

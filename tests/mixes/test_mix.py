@@ -45,6 +45,7 @@ def alone(mix, number):
 def test_a_mix_is_the_sum_of_its_groups(random_mix, names, grid, seed):
     """Groups do not see each other: every mix of primitives is each group alone, projected and added."""
     fixed = {"mask_predictor": {"prefix": 0}, "conv": {"stride": 1}, "learned_query": {"stride": 1}}
+    fixed["learned_upsample"] = {"scale": 1}
     groups = [
         random_options(name, seed=seed + at, lepe_on="v", **fixed.get(name, {}))
         if hasattr(attnkit.registry.primitive_class(name), "lepe_on")
@@ -71,7 +72,7 @@ def test_maps_and_tokens_are_the_same(random_mix, sample):
     found = mix(x)
     tokens = mix(x.flatten(1, 2), Grid(4, 6))
     assert torch.equal(found.flatten(1, 2), tokens)
-    assert found.shape[1:3] == ((2, 3) if sample.output_stride() == 2 else (4, 6))
+    assert found.shape[1:3] == Grid(4, 6).strided(sample.output_stride()).refined(sample.output_scale()).sizes
     strided = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     torch.testing.assert_close(mix(strided), found)
 
@@ -140,7 +141,7 @@ def test_groups_that_give_other_grids_are_refused(random_mix):
 @pytest.mark.parametrize("make", [HeadMix, Block])
 def test_no_items_give_no_items(sample, make, training):
     layer = make(8, [sample]).train(training)
-    out_map = (2, 3) if sample.output_stride() == 2 else (4, 6)
+    out_map = Grid(4, 6).strided(sample.output_stride()).refined(sample.output_scale()).sizes
     mask = torch.ones(0, 25, dtype=torch.bool)
     for out, expected in (
         (layer(torch.zeros(0, 4, 6, 8, requires_grad=True)), (0, *out_map, 8)),

@@ -163,11 +163,13 @@ RUN = {
     ),
     "another grid": (
         gives(lambda inputs: HeadOutput(inputs.v[:, :, 1:], Grid(3, 4))),
-        r"'own': forward\(\) returned the grid Grid\(3, 4\), but output_stride\(\) promises Grid\(3, 4, prefix=1\)",
+        r"'own': forward\(\) returned the grid Grid\(3, 4\), "
+        r"but output_stride\(\) and output_scale\(\) promise Grid\(3, 4, prefix=1\)",
     ),
     "a promised stride that is not kept": (
         gives(lambda inputs: HeadOutput(inputs.v, inputs.grid), stride=2),
-        r"returned the grid Grid\(3, 4, prefix=1\), but output_stride\(\) promises Grid\(2, 2, prefix=1\)",
+        r"returned the grid Grid\(3, 4, prefix=1\), "
+        r"but output_stride\(\) and output_scale\(\) promise Grid\(2, 2, prefix=1\)",
     ),
     "keys nobody asked for": (
         gives(lambda inputs: HeadOutput(inputs.qkv[0], inputs.grid)),

@@ -27,7 +27,7 @@ def test_the_grid_of_the_output(name, random_mix, grid, seed):
     options = drawn(name, grid, seed)
     mix = random_mix(options, seed=seed)
     found = mix.run(random_tensor(2, grid.tokens, mix.dim, seed=seed), grid)
-    assert found.grid == grid.strided(options.output_stride())
+    assert found.grid == grid.strided(options.output_stride()).refined(options.output_scale())
     assert found.x.shape == (2, found.grid.tokens, mix.dim)
     if not grid.prefix:
         image = random_tensor(2, *grid.sizes, mix.dim, seed=seed)

@@ -32,16 +32,16 @@ def primitive(case: PrimitiveCase) -> None:
     if not calls or not everything:
         return
     if "q" not in subject.leaves:
-        _one_summary(subject, calls)
+        _one_summary(subject)
     elif all(call.bias is None and call.gain is None for call in calls):
         _dense(subject, calls)
 
 
-def _one_summary(subject: Subject, calls: list[AttendCall]) -> None:
-    """Queries that do not depend on the input give every place the same output, where there is no bias nor gain."""
-    if all(call.bias is None and call.gain is None for call in calls):
-        out = subject.run().out
-        agree(out, out[:, :, :1].expand_as(out), "the output of a learned query that sees everything")
+def _one_summary(subject: Subject) -> None:
+    """Queries that do not depend on the input see the same from every place, where there is no bias nor gain."""
+    for call, result in subject.calls():
+        if call.bias is None and call.gain is None:
+            agree(result.out, result.out[:, :, :1].expand_as(result.out), "what a learned query sees of everything")
 
 
 def _dense(subject: Subject, calls: list[AttendCall]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from attnkit.heads import HeadMix
 from attnkit.kernels.call import AttendCall
 from attnkit.layouts import TokenMask
-from attnkit.primitives import Conv, Dense
+from attnkit.primitives import Conv, Dense, LearnedUpsample
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, agree, agree_all
@@ -39,8 +39,9 @@ def _neighbour(case: PrimitiveCase) -> None:
     # The outputs are told apart by an identity as wide as the layer, which need not be wide.
     case = dataclasses.replace(case, head_dim=min(case.head_dim, 4))
     options = case.options
-    stride = options.output_stride()
+    stride, scale = options.output_stride(), options.output_scale()
     other = Dense(1) if stride == 1 else Conv(1, stride=stride)
+    other = other if scale == 1 else LearnedUpsample(1, 1, scale=scale)
     dim = case.head_dim * (options.heads + 1)
     if getattr(options, "lepe_on", "v") == "x":
         return

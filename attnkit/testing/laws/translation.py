@@ -42,8 +42,8 @@ def primitive(case: PrimitiveCase) -> None:
     mask[:, inside] = True
     inputs = dataclasses.replace(subject.inputs(**moved), grid=canvas, token_mask=mask)
     found, alone = subject.run(inputs), subject.run()
-    stride = case.options.output_stride()
-    outside = tuple(one // stride for one in start)
+    stride, scale = case.options.output_stride(), case.options.output_scale()
+    outside = tuple(one // stride * scale for one in start)
     rows = _spots(found.grid, outside, alone.grid.sizes)
     agree(found.out[:, :, rows], alone.out, f"in a canvas {canvas} at {start}, the output")
 
