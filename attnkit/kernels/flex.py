@@ -51,8 +51,11 @@ class FlexBackend(Backend):
         return 6.0 * size_of(call, call.k.shape[2])
 
     def run(self, call: AttendCall) -> AttendResult:
-        layout = call.layout
-        k, v, block_mask = call.k, call.v, None
+        layout, block_mask = call.layout, None
+        q, k, v = call.q, call.k, call.v
+        if not torch.is_grad_enabled():
+            # On the CPU it refuses tensors that require a gradient even where none will be asked for.
+            q, k, v = q.detach(), k.detach(), v.detach()
         if not layout.full:
             mask = layout.to_mask(call.q.device)
             # As in the reference: values nobody sees must not reach the output as zero times NaN.
@@ -60,7 +63,7 @@ class FlexBackend(Backend):
             k, v = k.where(seen, 0.0), v.where(seen, 0.0)
             block_mask = _block_mask(mask)
         found = _kernel()(
-            call.q,
+            q,
             k,
             v,
             score_mod=_score_mod(call.pair_values(call.bias)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from attnkit.errors import MissingExtraError
 from attnkit.grid import Grid
+from attnkit.kernels.call import AttendCall
 from attnkit.kernels.dispatch import backend_named
 from attnkit.layouts import Layout
 from attnkit.primitives import PrimitiveOptions
@@ -15,6 +16,7 @@ from attnkit.registry import list_primitives
 from attnkit.testing.cases import MEMORY, AttentionCase, PrimitiveCase
 from attnkit.testing.layouts import KINDS, random_layout
 from attnkit.testing.options import random_options
+from attnkit.testing.subject import Subject
 
 try:
     from hypothesis import assume
@@ -108,6 +110,13 @@ def primitive_cases(draw: st.DrawFn, options: PrimitiveOptions | str) -> Primiti
         dtype=draw(dtypes()),
         memory=draw(st.sampled_from(MEMORY)),
     )
+
+
+@st.composite
+def plans(draw: st.DrawFn, options: PrimitiveOptions | str) -> tuple[PrimitiveCase, list[AttendCall]]:
+    """What a primitive decides on random inputs: a case of it, and the attention calls that it makes of the case."""
+    case = draw(primitive_cases(options))
+    return case, [call for call, _ in Subject(case).calls()]
 
 
 @st.composite

@@ -100,3 +100,13 @@ def test_it_is_never_chosen_on_its_own_for_an_image():
     q, k, v = tensors(count=GRID.tokens)
     for layout in (Dense(13), Stencil(GRID, 3), Blocks.windows(GRID, 2)):
         assert choose(AttendCall(q, k, v, layout, 1.0)) != "flex"
+
+
+def test_without_gradients_it_takes_leaves_that_could_have_some(monkeypatch):
+    """FlexAttention itself refuses them on the CPU."""
+    monkeypatch.setattr("attnkit.kernels.flex._compiled", lambda: lambda q, k, v, **_: q + k + v)
+    q, k, v = (one.requires_grad_() for one in tensors())
+    with torch.no_grad():
+        assert not attend(q, k, v, Dense(5, 5), backend="flex").requires_grad
+    with pytest.raises(BackendError, match="no backward pass on the CPU"):
+        attend(q, k, v, Dense(5, 5), backend="flex")

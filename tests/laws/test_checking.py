@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from hypothesis import given
 
 import attnkit
 from attnkit import Dense, Grid, Window
@@ -27,6 +28,7 @@ from attnkit.testing import (
     check_case,
     check_primitive,
 )
+from attnkit.testing.strategies import plans
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ def test_a_right_primitive_passes_and_prints_what_was_tried():
         "  1  equals_dense            5 cases",
         "  3  no_leak                 5 cases",
     ]
+
+
+@given(plan=plans("topk_region"))
+def test_plans(plan):
+    case, calls = plan
+    assert len(calls) == 1 and calls[0].layout.kind == "blocks"
+    assert calls[0].q.shape == (case.batch, case.options.heads, case.grid.tokens, case.head_dim)
 
 
 def test_names_dicts_and_options():
