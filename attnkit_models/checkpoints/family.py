@@ -69,6 +69,7 @@ RELEASED: dict[str, str] = {
 
 LAYERS: dict[str, str] = {
     "FusedKQnA": "attnkit_models.checkpoints.qna_layers:FUSED_K_QNA",
+    "QnAUpsample": "attnkit_models.checkpoints.qna_layers:QNA_UPSAMPLE",
     "QnABlock": "attnkit_models.checkpoints.qna_layers:QNA_BLOCK",
     "MultiHeadSelfAttention": "attnkit_models.checkpoints.qna_layers:MULTI_HEAD_SELF_ATTENTION",
 }

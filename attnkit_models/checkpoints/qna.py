@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from attnkit.primitives import LearnedQuery, PrimitiveOptions, Window
+from attnkit.primitives import LearnedQuery, LearnedUpsample, PrimitiveOptions, Window
 from attnkit_models.backbones import PyramidConfig
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.family import Family
@@ -30,9 +30,9 @@ GAIN_TABLE = Transform(lambda tensor: _square(tensor[0, 0]), lambda tensor: tens
 ELEMENTWISE = Transform(lambda tensor: tensor[0, 0, 0], lambda tensor: tensor[None, None, None])
 
 
-def learned_query_rules(group: LearnedQuery) -> tuple[Rule, ...]:
+def learned_query_rules(group: LearnedQuery | LearnedUpsample) -> tuple[Rule, ...]:
     """Names inside a `FusedKQnA`."""
-    heads, queries = group.heads, group.queries
+    heads, queries = group.heads, group.count
     # One factor per place, query and head: (1, 1, k * k, queries, heads).
     ones = Transform(
         lambda tensor: _square(tensor[0, 0].flatten(1)),

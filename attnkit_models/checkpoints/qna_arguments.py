@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from attnkit.options import Options, odd, positive
-from attnkit.primitives import LearnedQuery, Window
+from attnkit.primitives import LearnedQuery, LearnedUpsample, Window
 from attnkit_models import qna
 from attnkit_models.backbones import PyramidConfig
 from attnkit_models.backbones.config import ModelConfig
@@ -190,6 +191,33 @@ class FusedKQnA(LayerArguments):
 
     out_features: int | None = None
     use_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QnAUpsample(FusedKQnA):
+    """The arguments of a `FusedKQnA` whose queries give a finer map, and by how much: `scale` ** 2 queries."""
+
+    kind: ClassVar[str] = "QnAUpsample"
+
+    scale: int = 2
+
+    def problems(self) -> list[str]:
+        found = super().problems() + positive(scale=self.scale)
+        if self.stride not in (1, self.scale):
+            found.append(f"stride={self.stride}: a map that becomes scale={self.scale} times finer has no other stride")
+        if self.n_queries not in (1, self.scale**2):
+            found.append(f"n_queries={self.n_queries}: every output has one, so there are scale ** 2 = {self.scale**2}")
+        if self.attn_scale == "posneg":
+            found.append("attn_scale='posneg': nothing is taken away from an output of one query")
+        return found
+
+    def upsampling(self) -> LearnedUpsample:
+        """Our options."""
+        one = dataclasses.replace(self, stride=1, n_queries=1, attn_scale="normal").group(key_bias=self.use_bias)
+        shared = {name: getattr(one, name) for name in ("query_norm", "relative_bias", "scaled_bias", "key_bias")}
+        # The mean of one query is the query.
+        gain = "none" if self.attn_scale == "avg" else GAINS[self.attn_scale]
+        return LearnedUpsample(self.heads, self.kernel_size, scale=self.scale, gain=gain, **shared)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

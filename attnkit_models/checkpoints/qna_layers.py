@@ -12,11 +12,16 @@ from attnkit.blocks import Block
 from attnkit.errors import ShapeError
 from attnkit.grid import Grid
 from attnkit.heads import HeadMix, Mix
-from attnkit.primitives import Dense, LearnedQuery, Window
+from attnkit.primitives import Dense, LearnedQuery, LearnedUpsample, Window
 from attnkit_models.checkpoints.family import Layer
 from attnkit_models.checkpoints.keys import KeyTable, Section
 from attnkit_models.checkpoints.qna import BLOCK, attention_rules, learned_query_rules, mix_section
-from attnkit_models.checkpoints.qna_arguments import FusedKQnA, MultiHeadSelfAttention, QnABlock, without
+from attnkit_models.checkpoints.qna_arguments import FusedKQnA, MultiHeadSelfAttention, QnABlock, QnAUpsample, without
+
+# Arguments that only say how training begins.
+INITS = ("query_init", "pos_embedding_init", "rpe_init")
+# What ports and callers call the scale.
+SCALES = ("scale", "scale_factor", "factor", "s", "ratio", "up", "up_factor", "upscale", "upsample", "upsample_factor")
 
 
 def _width(theirs: Mapping[str, Tensor], name: str, otherwise: int) -> int:
@@ -27,10 +32,25 @@ def _width(theirs: Mapping[str, Tensor], name: str, otherwise: int) -> int:
 
 def fused_qna(hparams: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> HeadMix:
     """A mix on maps (B, H, W, C), as theirs."""
-    given = FusedKQnA.from_dict(without(hparams, "query_init", "pos_embedding_init"))
+    given = FusedKQnA.from_dict(without(hparams, *INITS))
+    return _mix(given, given.group(key_bias=given.use_bias), theirs)
+
+
+def upsampling(hparams: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> HeadMix:
+    """A mix from maps (B, H, W, C) to finer ones."""
+    # No code of the authors has this layer, so none has settled the name of the scale; the queries tell it as well.
+    named = [name for name in SCALES if name in hparams]
+    given = without(hparams, *INITS, *named)
+    query = theirs.get("query")
+    counted = 2 if query is None or not query.ndim else max(math.isqrt(len(query)), 1)
+    given = QnAUpsample.from_dict({**given, "scale": hparams[named[0]] if named else counted})
+    return _mix(given, given.upsampling(), theirs)
+
+
+def _mix(given: FusedKQnA, group: LearnedQuery | LearnedUpsample, theirs: Mapping[str, Tensor]) -> HeadMix:
     return HeadMix(
         _width(theirs, "Wk", given.features),
-        [given.group(key_bias=given.use_bias)],
+        [group],
         head_dim=given.features // given.heads,
         out_dim=given.out_features or given.features,
         qkv_bias=given.use_bias,
@@ -39,16 +59,16 @@ def fused_qna(hparams: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> HeadM
 
 
 def fused_qna_table(mix: nn.Module) -> KeyTable:
-    """Names of a `FusedKQnA`."""
+    """Names of a `FusedKQnA`, or of one that makes the map finer."""
     group = mix.options[0] if isinstance(mix, HeadMix) else None
-    if not isinstance(group, LearnedQuery):
+    if not isinstance(group, (LearnedQuery, LearnedUpsample)):
         raise KeyError(f"{type(mix).__name__} is no mix of learned queries")
     return KeyTable([Section("", "", learned_query_rules(group))])
 
 
 def qna_block(hparams: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> Block:
     """A block on maps (B, H, W, C), as theirs."""
-    given = QnABlock.from_dict(without(hparams, "query_init", "pos_embedding_init"))
+    given = QnABlock.from_dict(without(hparams, *INITS))
     mix = Mix(
         (given.group(),),
         head_dim=given.features // given.heads,
@@ -100,7 +120,7 @@ def _sides(group: Window) -> tuple[int, ...]:
 
 def window_attention(hparams: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> WindowTokens:
     """Attention among the tokens of windows, (windows * B, tokens, C) as theirs."""
-    given = MultiHeadSelfAttention.from_dict(without(hparams, "rpe_init", "attention_dropout"))
+    given = MultiHeadSelfAttention.from_dict(without(hparams, *INITS, "attention_dropout"))
     group = Dense(given.heads)
     if given.use_relative_pe:
         assert given.window_size is not None
@@ -126,5 +146,6 @@ def window_attention_table(module: nn.Module) -> KeyTable:
 
 
 FUSED_K_QNA = Layer(fused_qna, fused_qna_table)
+QNA_UPSAMPLE = Layer(upsampling, fused_qna_table)
 QNA_BLOCK = Layer(qna_block, qna_block_table)
 MULTI_HEAD_SELF_ATTENTION = Layer(window_attention, window_attention_table)

@@ -243,6 +243,31 @@ def test_every_option_of_the_layer(changes, sizes):
     agree(module, fused_qna(tree, x, args), x, tree, "FusedKQnA")
 
 
+@pytest.mark.parametrize("scale", [1, 2, 3])
+@pytest.mark.parametrize("attn_scale", ["normal", "normal_elementwise", "ones", "avg", "none"])
+@pytest.mark.parametrize("named", [{}, {"scale": None}, {"factor": None, "n_queries": 1}])
+def test_upsampling(scale, attn_scale, named):
+    """out[s i + a, s j + b] is the layer of the single query a s + b, with the keys, values and output of all."""
+    args = {**BASE, "attn_scale": attn_scale, "kernel_size": 5, "padding": 2, "scale_rpe_bias": True, "use_bias": True}
+    count, heads = scale**2, args["heads"]
+    tree = random_tree(qna_shapes(12, {**args, "n_queries": count}))
+    named = {name: scale if value is None else value for name, value in named.items()}
+    given = {name: value for name, value in args.items() if name != "n_queries"}
+    module = import_official_layer("QnAUpsample", tree, {**given, "n_queries": count, **named}).double()
+    x = inputs(2, 4, 5, 12)
+    expected = torch.zeros(2, 4 * scale, 5 * scale, 12, dtype=x.dtype)
+    for at in range(count):
+        rows = slice(at * heads, (at + 1) * heads)
+        single = {**tree, "query": tree["query"][at : at + 1], "rpe_bias": tree["rpe_bias"][:, rows]}
+        if "attn_scale_weights" in tree:
+            single["attn_scale_weights"] = tree["attn_scale_weights"][..., rows]
+        if "attn_scale_pos" in tree:
+            single["attn_scale_pos"] = tree["attn_scale_pos"][:, :, :, at : at + 1]
+        out = fused_qna(single, x, {**args, "n_queries": 1})
+        expected[:, at // scale :: scale, at % scale :: scale] = out
+    agree(module, expected, x, tree, "QnAUpsample")
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("layer_scale", [None, 0.1])
 def test_blocks(stride, layer_scale):
