@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import AttnkitError
+from attnkit.registry import PRIMITIVES, list_models, list_primitives, register_primitive
 
 if TYPE_CHECKING:
     from attnkit import analysis, errors, kernels, layouts, primitives, testing
@@ -19,21 +20,8 @@ if TYPE_CHECKING:
     from attnkit.grid import Grid
     from attnkit.heads import HeadMix, Mix
     from attnkit.kernels import attend, use_backend
-    from attnkit.primitives import (
-        Conv,
-        CrossShaped,
-        Dense,
-        LearnedQuery,
-        LearnedUpsample,
-        Linformer,
-        MaskPredictor,
-        Neighborhood,
-        PooledGlobal,
-        RandomWindow,
-        TopKRegion,
-        Window,
-    )
-    from attnkit.registry import list_models, list_primitives, register_primitive
+    from attnkit.primitives import classes
+    from attnkit.primitives.classes import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -44,44 +32,18 @@ _PLACES = {
     "attnkit.grid": ("Grid",),
     "attnkit.heads": ("HeadMix", "Mix"),
     "attnkit.kernels": ("attend", "use_backend"),
-    "attnkit.primitives": (
-        "Conv",
-        "CrossShaped",
-        "Dense",
-        "LearnedQuery",
-        "LearnedUpsample",
-        "Linformer",
-        "MaskPredictor",
-        "Neighborhood",
-        "PooledGlobal",
-        "RandomWindow",
-        "TopKRegion",
-        "Window",
-    ),
-    "attnkit.registry": ("list_models", "list_primitives", "register_primitive"),
 }
 _HOMES = {name: module for module, names in _PLACES.items() for name in names}
+_PRIMITIVES = {name: module for module, _, name in (target.partition(":") for target in PRIMITIVES.values())}
 _MODULES = ("analysis", "errors", "kernels", "layouts", "primitives", "testing")
 
 __all__ = [
     "MLP",
     "AttnkitError",
     "Block",
-    "Conv",
-    "CrossShaped",
-    "Dense",
     "Grid",
     "HeadMix",
-    "LearnedQuery",
-    "LearnedUpsample",
-    "Linformer",
-    "MaskPredictor",
     "Mix",
-    "Neighborhood",
-    "PooledGlobal",
-    "RandomWindow",
-    "TopKRegion",
-    "Window",
     "analysis",
     "attend",
     "build",
@@ -98,11 +60,16 @@ __all__ = [
     "testing",
     "use_backend",
 ]
+if TYPE_CHECKING:
+    __all__ += classes.__all__
+else:
+    __all__ += list(_PRIMITIVES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+    home = _HOMES.get(name) or _PRIMITIVES.get(name)
+    if home is not None:
+        value = getattr(importlib.import_module(home), name)
     elif name in _MODULES:
         value = importlib.import_module(f"attnkit.{name}")
     else:

@@ -1,5 +1,9 @@
 """Primitives: one file per way of choosing keys, with its options, its head group and its paper."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from attnkit.primitives.base import (
     BuildContext,
     Columns,
@@ -11,39 +15,37 @@ from attnkit.primitives.base import (
     SoftmaxHeads,
     SoftmaxOptions,
 )
-from attnkit.primitives.conv import Conv
-from attnkit.primitives.cross_shaped import CrossShaped
-from attnkit.primitives.dense import Dense
-from attnkit.primitives.learned_query import LearnedQuery
-from attnkit.primitives.learned_upsample import LearnedUpsample
-from attnkit.primitives.linformer import Linformer
-from attnkit.primitives.mask_predictor import MaskPredictor
-from attnkit.primitives.neighborhood import Neighborhood
-from attnkit.primitives.pooled_global import PooledGlobal
-from attnkit.primitives.random_window import RandomWindow
-from attnkit.primitives.topk_region import TopKRegion
-from attnkit.primitives.window import Window
+from attnkit.registry import PRIMITIVES, load
+
+if TYPE_CHECKING:
+    from attnkit.primitives import classes
+    from attnkit.primitives.classes import *  # noqa: F403
+
+_TARGETS = {target.partition(":")[2]: target for target in PRIMITIVES.values()}
 
 __all__ = [
     "BuildContext",
     "Columns",
-    "Conv",
-    "CrossShaped",
-    "Dense",
     "HeadGroup",
     "HeadInputs",
     "HeadOutput",
-    "LearnedQuery",
-    "LearnedUpsample",
-    "Linformer",
-    "MaskPredictor",
-    "Neighborhood",
     "Plan",
-    "PooledGlobal",
     "PrimitiveOptions",
-    "RandomWindow",
     "SoftmaxHeads",
     "SoftmaxOptions",
-    "TopKRegion",
-    "Window",
 ]
+if TYPE_CHECKING:
+    __all__ += classes.__all__
+else:
+    __all__ += list(_TARGETS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TARGETS:
+        raise AttributeError(f"module 'attnkit.primitives' has no attribute {name!r}")
+    globals()[name] = load(_TARGETS[name])
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 
 import attnkit
 import attnkit_models
+from attnkit.registry import PRIMITIVES, load
 
 FIRST_PARAMETERS = {
     "build": ("name_or_config",),
@@ -111,9 +113,32 @@ def test_the_six_papers_and_the_rest_are_registered():
         assert name.lower() == kind.replace("_", "")
 
 
+def test_type_checkers_see_the_primitives_of_the_table():
+    place = Path(attnkit.__file__).parent / "primitives" / "classes.py"
+    lines = place.read_text().splitlines()
+    wanted = []
+    for target in PRIMITIVES.values():
+        module, _, name = target.partition(":")
+        wanted += [f"from {module} import {name}", f'    "{name}",']
+    missing = [line for line in wanted if line not in lines]
+    assert not missing, f"add to {place}:\n" + "\n".join(missing)
+    surplus = [line for line in lines if line.startswith(("from ", " ")) and line not in wanted]
+    assert not surplus, f"remove from {place}, or add to PRIMITIVES in attnkit/registry.py:\n" + "\n".join(surplus)
+
+
+@pytest.mark.parametrize("target", PRIMITIVES.values())
+def test_a_line_of_the_table_is_a_public_name(target):
+    name = target.partition(":")[2]
+    for module in (attnkit, attnkit.primitives):
+        assert name in module.__all__ and name in dir(module)
+        assert getattr(module, name) is load(target)
+
+
 def test_a_wrong_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'attnkit' has no attribute 'bild'"):
         attnkit.bild  # noqa: B018
+    with pytest.raises(AttributeError, match=r"module 'attnkit\.primitives' has no attribute 'Windw'"):
+        attnkit.primitives.Windw  # noqa: B018
 
 
 def test_the_models_package_has_the_names_for_official_weights():

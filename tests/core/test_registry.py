@@ -259,9 +259,12 @@ def test_importing_registers_and_loads_nothing():
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     first, later, names = json.loads(done.stdout)
-    assert first == ["attnkit", "attnkit.errors"]
-    assert later == [
-        "attnkit",
-        *(f"attnkit.{name}" for name in ("annotations", "arguments", "errors", "options", "registry")),
-    ]
+    assert (
+        first
+        == later
+        == [
+            "attnkit",
+            *(f"attnkit.{name}" for name in ("annotations", "arguments", "errors", "options", "registry")),
+        ]
+    )
     assert names == []
