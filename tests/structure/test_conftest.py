@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import warnings
 
@@ -24,6 +25,14 @@ def unwritten(x):
     return out * torch.empty(3).fill_(2.0)
 """
     exec(source, module.__dict__)
+    return module
+
+
+@pytest.fixture
+def importable(monkeypatch) -> types.ModuleType:
+    """A module that Dynamo can import again by its name, as that of torch 2.10 does."""
+    module = module_named("attnkit.somewhere")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     return module
 
 
@@ -55,19 +64,18 @@ def test_other_code_is_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_poisoned_code_still_compiles_to_one_graph(backend):
+def test_poisoned_code_still_compiles_to_one_graph(backend, importable):
     x = torch.randn(2, 3)
-    function = module_named("attnkit.somewhere").unwritten
+    function = importable.unwritten
     compiled = torch.compile(function, fullgraph=True, backend=backend)
     assert torch.equal(compiled(x), function(x))
 
 
-def test_poisoned_code_still_exports():
+def test_poisoned_code_still_exports(importable):
     class Wrapped(torch.nn.Module):
         def forward(self, x):
-            return inside.unwritten(x)
+            return importable.unwritten(x)
 
-    inside = module_named("attnkit.somewhere")
     x = torch.randn(2, 3)
     for strict in (False, True):
         assert torch.equal(torch.export.export(Wrapped(), (x,), strict=strict).module()(x), 2 * x)
