@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import attnkit
@@ -125,18 +126,26 @@ def problems(pairs: list[Pair], ours: Mapping[str, Tensor], theirs: Mapping[str,
     kinds = [
         f"{key} of {theirs[key].dtype}"
         for key in wanted
-        if key in theirs and theirs[key].is_floating_point() != wanted[key].is_floating_point()
+        if key in theirs and _numbers(theirs[key]) != _numbers(wanted[key])
     ]
+    # Copying these would stop halfway.
+    empty = [key for key in wanted if key in theirs and (theirs[key].is_meta or theirs[key].layout != torch.strided)]
     found = []
     for some, one, many in (
         (missing, "is missing", "are missing"),
         (unknown, "is not known", "are not known"),
         (shapes, "has another shape", "have another shape"),
         (kinds, "has another dtype", "have another dtype"),
+        (empty, "is sparse or without values", "are sparse or without values"),
     ):
         if some:
             found.append(f"{len(some)} {one if len(some) == 1 else many} ({_some(some)})")
     return found
+
+
+def _numbers(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What a tensor may not change about its numbers when it is copied; their precision it may."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -148,8 +157,10 @@ def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(f"a state dict maps names to tensors, but got {type(state_dict).__name__}")
     inner: Mapping[str, Any] = state_dict
-    while held := [inner[name] for name in WRAPPERS if isinstance(inner.get(name), Mapping)]:
-        inner = held[0]
+    # Not for as long as there is one: a checkpoint may contain itself.
+    for _ in WRAPPERS:
+        held = [inner[name] for name in WRAPPERS if isinstance(inner.get(name), Mapping)]
+        inner = held[0] if held else inner
     bad = [key for key, value in inner.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if bad or not inner:
         seen = f"{bad[0]!r} holds {type(inner[bad[0]]).__name__}" if bad else "it is empty"

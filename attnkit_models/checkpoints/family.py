@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnkit.errors import ConfigError, did_you_mean
+from attnkit.errors import ConfigError, did_you_mean, shown
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.keys import KeyTable
 
@@ -82,8 +82,10 @@ def family_named(name: str) -> Family:
         ConfigError: if there is none, naming the nearest.
     """
     known = {**FAMILIES, **RELEASED}
-    if name not in known:
-        raise ConfigError(f"unknown official model {name!r}{did_you_mean(name, known)} (models: {', '.join(known)})")
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(
+            f"unknown official model {shown(name)}{did_you_mean(name, known)} (models: {', '.join(known)})"
+        )
     return _load(FAMILIES[RELEASED.get(name, name)])
 
 
@@ -93,8 +95,9 @@ def layer_named(name: str) -> Layer:
     Raises:
         ConfigError: if there is none, naming the nearest.
     """
-    if name not in LAYERS:
-        raise ConfigError(f"unknown official layer {name!r}{did_you_mean(name, LAYERS)} (layers: {', '.join(LAYERS)})")
+    if not isinstance(name, str) or name not in LAYERS:
+        near = did_you_mean(name, LAYERS)
+        raise ConfigError(f"unknown official layer {shown(name)}{near} (layers: {', '.join(LAYERS)})")
     return _load(LAYERS[name])
 
 

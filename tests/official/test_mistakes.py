@@ -88,3 +88,41 @@ def test_models_of_another_kind_cannot_be_written():
     for model in (attnkit.build("vit_micro"), torch.nn.Linear(2, 2)):
         with pytest.raises(CheckpointError, match="cannot be written as a 'biformer' of its authors"):
             export_official("biformer_tiny", model)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda one: one.to("meta"), "1 is sparse or without values (norm.bias)"),
+        (lambda one: one.to_sparse(), "1 is sparse or without values (norm.bias)"),
+        (lambda one: one.to(torch.complex64), "1 has another dtype (norm.bias of torch.complex64)"),
+    ],
+)
+def test_tensors_that_could_only_be_copied_in_part(state, changed, said):
+    model = attnkit.build("biformer_tiny")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load(
+            model,
+            biformer_table(model.config),
+            {**state, "norm.bias": changed(state["norm.bias"])},
+            what="it",
+            family="",
+        )
+    assert said in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_checkpoint_that_contains_itself(state):
+    whole = {"state_dict": state}
+    whole["model"] = whole
+    with pytest.raises(CheckpointError, match="maps names to tensors, but 'state_dict' holds dict"):
+        import_official("biformer_tiny", whole)
+
+
+@pytest.mark.parametrize("name", [None, 3, {}, ["biformer"], "a" * 10_000])
+def test_names_that_are_none(state, name):
+    for load_it in (import_official, import_official_layer):
+        with pytest.raises(ConfigError, match="unknown official") as caught:
+            load_it(name, state)
+        assert len(str(caught.value)) < 500
