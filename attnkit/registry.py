@@ -19,6 +19,8 @@ PRIMITIVES: dict[str, str] = {
     "neighborhood": "attnkit.primitives.neighborhood:Neighborhood",
     "linformer": "attnkit.primitives.linformer:Linformer",
     "topk_region": "attnkit.primitives.topk_region:TopKRegion",
+    "soft_topk_region": "attnkit.primitives.soft_topk_region:SoftTopKRegion",
+    "padded_topk_region": "attnkit.primitives.padded_topk_region:PaddedTopKRegion",
     "mask_predictor": "attnkit.primitives.mask_predictor:MaskPredictor",
     "learned_query": "attnkit.primitives.learned_query:LearnedQuery",
     "learned_upsample": "attnkit.primitives.learned_upsample:LearnedUpsample",

@@ -29,8 +29,10 @@ _COLOURS = {
     "linformer": EVERYTHING,
     "mask_predictor": BY_CONTENT,
     "neighborhood": BY_PLACE,
+    "padded_topk_region": BY_CONTENT,
     "pooled_global": EVERYTHING,
     "random_window": BY_CHANCE,
+    "soft_topk_region": BY_CONTENT,
     "topk_region": BY_CONTENT,
     "window": BY_PLACE,
 }

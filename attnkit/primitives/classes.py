@@ -8,8 +8,10 @@ from attnkit.primitives.learned_upsample import LearnedUpsample
 from attnkit.primitives.linformer import Linformer
 from attnkit.primitives.mask_predictor import MaskPredictor
 from attnkit.primitives.neighborhood import Neighborhood
+from attnkit.primitives.padded_topk_region import PaddedTopKRegion
 from attnkit.primitives.pooled_global import PooledGlobal
 from attnkit.primitives.random_window import RandomWindow
+from attnkit.primitives.soft_topk_region import SoftTopKRegion
 from attnkit.primitives.topk_region import TopKRegion
 from attnkit.primitives.window import Window
 
@@ -22,8 +24,10 @@ __all__ = [
     "Linformer",
     "MaskPredictor",
     "Neighborhood",
+    "PaddedTopKRegion",
     "PooledGlobal",
     "RandomWindow",
+    "SoftTopKRegion",
     "TopKRegion",
     "Window",
 ]

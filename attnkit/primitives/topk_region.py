@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -12,13 +14,12 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
-from attnkit.options import positive
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
-from attnkit.primitives.pooling import cell_means
+from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads
+from attnkit.primitives.regions import PooledRegionOptions, Regions, best_regions, rows_order
 
 
 @dataclass(frozen=True)
-class TopKRegion(SoftmaxOptions):
+class TopKRegion(PooledRegionOptions):
     """Bi-level routing attention: region means of q and k are matched, and each region sees the topk best regions.
 
     A region holds ceil(size / regions) tokens per axis. Where that does not divide the grid, late regions are smaller
@@ -42,15 +43,13 @@ class TopKRegion(SoftmaxOptions):
     cost: ClassVar[str] = "2 N (k N / S^2) C + S^4 C"
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"regions": 7, "topk": 8},)
 
-    regions: int
-    topk: int
     _: KW_ONLY
     routing: Literal["shared", "per_head"] = "shared"
 
-    def problems(self) -> list[str]:
-        return super().problems() + positive(regions=self.regions, topk=self.topk)
-
-    def full_budget(self, grid: Grid) -> TopKRegion:
+    def full_budget(self, grid: Grid) -> TopKRegion | None:
+        if self.pool != "none" and Regions.at_most(grid, self.regions).padded != grid:
+            # Cells without a token are keys that nobody sees.
+            return None
         return replace(self, topk=self.regions**grid.ndim)
 
     def build(self, context: BuildContext) -> TopKRegionHeads:
@@ -65,47 +64,95 @@ class TopKRegionHeads(SoftmaxHeads):
         self.region = options
 
     def plan(self, inputs: HeadInputs) -> Plan:
-        q, k, _ = inputs.qkv
+        q, k, v = inputs.qkv
+        options, grid = self.region, inputs.grid
         index = self.route(q, k, inputs)
-        return Plan(Blocks.from_regions(inputs.grid, self.region.regions, index, unique=True))
+        if options.pool == "none":
+            return Plan(Blocks.from_regions(grid, options.regions, index, unique=True))
+        regions, device = Regions.at_most(grid, options.regions), q.device
+        present = regions.present(inputs.token_mask, device)
+        keys, held = _pooled(k, regions, present, options)
+        values, _ = _pooled(v, regions, present, options)
+        order = rows_order(regions.count, (keys.shape[2] - grid.prefix) // regions.count, grid.prefix, device)
+        layout = Blocks(regions.order(device), index, prefix=grid.prefix, key_order=order, unique=True)
+        if held is not None:
+            prefix = held.new_ones(1, grid.prefix) if inputs.token_mask is None else inputs.token_mask[:, : grid.prefix]
+            layout = layout.restrict(torch.cat([prefix, held.flatten(1)], dim=1))
+        return Plan(layout, keys=(keys, values), restricted=True)
 
     @torch.no_grad()
     def route(self, q: Tensor, k: Tensor, inputs: HeadInputs) -> Tensor:
         """Chooses the regions each region sees, in float32: int64 (B, heads or 1, R, topk), -1 for none."""
-        grid, options = inputs.grid, self.region
-        sides = grid.per_axis(options.regions, "regions")
-        lengths = tuple(-(-size // side) for size, side in zip(grid.sizes, sides, strict=True))
-        means = []
-        for one in (q, k):
-            rows = one.detach().transpose(1, 2).flatten(2).float()
-            mean, counts = cell_means(rows, grid, sides, lengths, inputs.token_mask)
-            groups = options.heads if options.routing == "per_head" else 1
-            means.append(mean.unflatten(2, (groups, -1)).transpose(1, 2))
+        options = self.region
+        regions = Regions.at_most(inputs.grid, options.regions)
+        groups = options.heads if options.routing == "per_head" else 1
+        queries, _ = regions.means(q.detach().float(), inputs.token_mask, groups)
+        keys, counts = regions.means(k.detach().float(), inputs.token_mask, groups)
         # Autocast would round the products, and with them the choice, to half precision.
         with without_autocast(q.device):
-            match = means[0] @ means[1].transpose(-2, -1)
-        match = match.masked_fill((counts == 0)[:, None, None, :], -torch.inf)
-        best = match.topk(min(options.topk, match.shape[-1]), dim=-1)
-        return torch.where(best.values == -torch.inf, -1, best.indices)
+            match = queries @ keys.mT
+        return best_regions(match, counts, options.topk)[1]
 
-    def definition(self, inputs: HeadInputs) -> Tensor:
+    def definition(self, inputs: HeadInputs) -> Tensor | None:
         options, grid = self.region, inputs.grid
-        q, k, _ = (one[:, :, grid.prefix :].detach().float() for one in inputs.qkv)
-        side = torch.tensor([-(-size // options.regions) for size in grid.sizes])
-        region = (grid.coords() // side) @ torch.tensor([options.regions**axis for axis in range(grid.ndim)][::-1])
-        present = torch.ones(len(q), grid.image_tokens, dtype=torch.bool)
-        if inputs.token_mask is not None:
-            present = inputs.token_mask[:, grid.prefix :]
-        sees = torch.zeros(len(q), options.heads, grid.image_tokens, grid.image_tokens, dtype=torch.bool)
-        for item, here in enumerate(present):
-            filled = region[here].unique().tolist()
-            for mine in region.unique().tolist():
-                rows = here & (region == mine)
-                query = q[item, :, rows].mean(1) if rows.any() else torch.zeros_like(q[item, :, 0])
-                scores = [(query * k[item, :, here & (region == one)].mean(1)).sum(-1) for one in filled]
-                for head in range(options.heads):
-                    each = [float(one[head] if options.routing == "per_head" else one.sum()) for one in scores]
-                    best = sorted(filled, key=lambda one, each=each: -each[filled.index(one)])[: options.topk]
-                    chosen = torch.tensor([one in best for one in region.tolist()])
-                    sees[item, head] |= (region == mine)[:, None] & chosen
-        return sees
+        whole = Regions.at_most(grid, options.regions).padded == grid
+        if options.pool != "none" and (inputs.token_mask is not None or (grid.prefix and not whole)):
+            # Not even prefix tokens see cells without a token.
+            return None
+        lengths = [-(-size // options.regions) for size in grid.sizes]
+        sees = seen_regions(inputs, lengths, options.regions, options.topk, per_head=options.routing == "per_head")
+        if options.pool == "none":
+            return sees[..., region_numbers(grid, lengths, options.regions)]
+        keys = []
+        for region in range(options.regions**grid.ndim):
+            for cell in itertools.product(*map(options.spans, lengths)):
+                corner = [region // options.regions**axis % options.regions for axis in range(grid.ndim)][::-1]
+                starts = [at * length + first for at, length, (first, _) in zip(corner, lengths, cell, strict=True)]
+                held = all(start < size for start, size in zip(starts, grid.sizes, strict=True))
+                keys.append(sees[..., region] & held)
+        return torch.stack(keys, dim=-1)
+
+
+def _pooled(
+    rows: Tensor, regions: Regions, present: Tensor | None, options: TopKRegion
+) -> tuple[Tensor, Tensor | None]:
+    """Prefix tokens and cells as keys, (B, heads, prefix + R * cells, D); which cells hold a token."""
+    image = regions.filled(rows)
+    if present is not None:
+        image = image.where(present, 0.0)
+    cells, held = regions.pooled(image, present, options)
+    return torch.cat([rows[:, :, : regions.grid.prefix], cells.flatten(2, 3)], dim=2), held
+
+
+def region_numbers(grid: Grid, lengths: Sequence[int], sides: int | Sequence[int]) -> Tensor:
+    """Number of the region in which each image token lies, row-major: int64 (image tokens,)."""
+    number = torch.zeros(grid.image_tokens, dtype=torch.int64)
+    counts = [sides] * grid.ndim if isinstance(sides, int) else sides
+    for at, length, count in zip(grid.coords().T, lengths, counts, strict=True):
+        number = number * count + at // length
+    return number
+
+
+def seen_regions(
+    inputs: HeadInputs, lengths: Sequence[int], sides: int | Sequence[int], topk: int, *, per_head: bool = False
+) -> Tensor:
+    """Which regions each image token is routed to, one mean after the other: bool (B, heads, image tokens, R)."""
+    grid = inputs.grid
+    q, k, _ = (one[:, :, grid.prefix :].detach().float() for one in inputs.qkv)
+    region = region_numbers(grid, lengths, sides)
+    count = sides**grid.ndim if isinstance(sides, int) else math.prod(sides)
+    present = torch.ones(len(q), grid.image_tokens, dtype=torch.bool)
+    if inputs.token_mask is not None:
+        present = inputs.token_mask[:, grid.prefix :]
+    sees = torch.zeros(*q.shape[:3], count, dtype=torch.bool)
+    for item, here in enumerate(present):
+        filled = region[here].unique().tolist()
+        for mine in region.unique().tolist():
+            rows = here & (region == mine)
+            query = q[item, :, rows].mean(1) if rows.any() else torch.zeros_like(q[item, :, 0])
+            scores = [(query * k[item, :, here & (region == one)].mean(1)).sum(-1) for one in filled]
+            for head in range(q.shape[1]):
+                each = [float(one[head] if per_head else one.sum()) for one in scores]
+                best = sorted(filled, key=lambda one, each=each: -each[filled.index(one)])[:topk]
+                sees[item, head] |= (region == mine)[:, None] & torch.tensor([one in best for one in range(count)])
+    return sees

@@ -145,7 +145,8 @@ def _type(annotation: Any) -> str:
         elif typing.get_origin(one) is tuple:
             parts.append("several")
         else:
-            parts.append({int: "integer", float: "number", bool: "true or false", str: "text"}.get(one, str(one)))
+            names = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "`None`"}
+            parts.append(names.get(one, str(one)))
     if typing.get_origin(annotation) is typing.Literal:
         parts = [f'`"{value}"`' for value in typing.get_args(annotation)]
     return " or ".join(parts)

@@ -30,8 +30,8 @@ def note_of(text: str) -> str:
 
 def draw_patterns() -> Any:
     """Every registered primitive from one query, the six of the four papers first."""
-    # It sees what learned_query sees.
-    left_out = ("learned_upsample",)
+    # They see what others see.
+    left_out = ("learned_upsample", "soft_topk_region", "padded_topk_region")
     names = [*FIRST, *(name for name in PRIMITIVES if name not in (*FIRST, *left_out))]
     columns = len(FIRST)
     lines = -(-(len(names) + 1) // columns)

@@ -17,6 +17,8 @@ SMALL = {
     "neighborhood": {"heads": 2, "kernel": 3, "relative_bias": True},
     "linformer": {"heads": 2, "tokens": 12, "rank": 3},
     "topk_region": {"heads": 2, "regions": 2, "topk": 2, "lepe": 3},
+    "soft_topk_region": {"heads": 2, "regions": 2, "topk": 2, "router": "linear"},
+    "padded_topk_region": {"heads": 2, "regions": 2, "topk": 2, "qk_dim": 6},
     "mask_predictor": {"heads": 2, "tokens": 12, "keep": 0.5},
     "learned_query": {"heads": 2, "kernel": 3},
     "learned_upsample": {"heads": 2, "kernel": 3, "scale": 1},

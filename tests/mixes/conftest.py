@@ -14,8 +14,10 @@ from attnkit import (
     Linformer,
     MaskPredictor,
     Neighborhood,
+    PaddedTopKRegion,
     PooledGlobal,
     RandomWindow,
+    SoftTopKRegion,
     TopKRegion,
     Window,
 )
@@ -35,6 +37,9 @@ SAMPLES = {
     "pooled_global": PooledGlobal(2, 2),
     "random_window": RandomWindow(2, 5),
     "topk_region": TopKRegion(2, 2, 2),
+    "topk_region_pooled": TopKRegion(2, 2, 2, qk_dim=4, pool="mean", pool_cells=1),
+    "soft_topk_region": SoftTopKRegion(2, 2, 2, router="linear"),
+    "padded_topk_region": PaddedTopKRegion(2, 3, 2),
     "window": Window(2, 3, partition="shifted", relative_bias=True),
 }
 

@@ -30,7 +30,8 @@ def primitive(case: PrimitiveCase) -> None:
         )
     if not isinstance(subject.group, SoftmaxHeads) or subject.group.lepe is not None or len(masks) != 1:
         return
-    if masks[0].shape[-2:] == (case.grid.tokens, case.grid.tokens) and case.batch:
+    own = torch.equal(subject.calls()[0][0].v, inputs.v)
+    if own and masks[0].shape[-2] == case.grid.tokens and case.batch:
         query = case.seed % case.grid.tokens
         hidden = ~masks[0][..., query, :].expand(*inputs.v.shape[:2], -1)
         changed = inputs.v.detach().where(~hidden[..., None], 5.0)
