@@ -6,6 +6,7 @@ import math
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -186,9 +187,11 @@ class Regions:
         """
         spans = [options.spans(length) for length in self.lengths]
         there = torch.ones_like(image[:1, :1, ..., :1], dtype=torch.bool) if present is None else present
-        counts = self._reduced(there.to(image.dtype), spans, torch.sum)
+        # Half precision overflows or stops counting within a large cell.
+        total = partial(torch.sum, dtype=torch.promote_types(image.dtype, torch.float32))
+        counts = self._reduced(there, spans, total)
         if options.pool == "mean":
-            cells = self._reduced(image, spans, torch.sum) / counts.clamp(min=1.0)
+            cells = (self._reduced(image, spans, total) / counts.clamp(min=1.0)).to(image.dtype)
         else:
             known = image if present is None else image.where(present, -torch.inf)
             cells = self._reduced(known, spans, torch.amax).where(counts > 0, 0.0)
