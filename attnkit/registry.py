@@ -86,6 +86,7 @@ BACKENDS: dict[str, str] = {
 COMMANDS: dict[str, str] = {
     "train": "attnkit_models.train.command:train",
     "predict": "attnkit_models.train.command:predict",
+    "convert": "attnkit_models.checkpoints.convert:convert",
 }
 
 PRIMITIVE_ENTRY_POINTS = "attnkit.primitives"

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnkit_models.checkpoints.exchange import export_official, import_official, import_official_layer
+    from attnkit_models.checkpoints.files import read_checkpoint
 
-__all__ = ["export_official", "import_official", "import_official_layer"]
+__all__ = ["export_official", "import_official", "import_official_layer", "read_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'attnkit_models' has no attribute {name!r}")
-    value = getattr(importlib.import_module("attnkit_models.checkpoints.exchange"), name)
+    home = "files" if name == "read_checkpoint" else "exchange"
+    value = getattr(importlib.import_module(f"attnkit_models.checkpoints.{home}"), name)
     globals()[name] = value
     return value
 

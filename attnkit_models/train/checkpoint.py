@@ -26,8 +26,13 @@ from attnkit_models.train.plaindata import parse_json
 HEADER = "attnkit"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, instead: str = "choose another --out") -> None:
     """Writes a file so that at every moment either the old or the new content stands under its name.
+
+    Args:
+        path: the file.
+        content: all of it.
+        instead: what to do where it cannot be written, for messages.
 
     Raises:
         CheckpointError: if the disk is full or read-only; what stood there before stays.
@@ -43,18 +48,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {explain(error, len(content))}") from error
+        raise CheckpointError(f"cannot write {path}: {explain(error, len(content), instead)}") from error
 
 
-def explain(error: OSError, size: int = 0) -> str:
+def explain(error: OSError, size: int = 0, instead: str = "choose another --out") -> str:
     """The system's reason for a failed write, and what to do about it."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         room = f"free at least {max(size / 1e6, 0.1):.1f} MB there" if size else "make room there"
         return f"{reason}; {room} and go on with --resume"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{reason}; choose another --out or make that folder writable"
-    return f"{reason}; choose another --out"
+        return f"{reason}; {instead} or make that folder writable"
+    return f"{reason}; {instead}"
 
 
 def _sync_folder(folder: Path) -> None:
