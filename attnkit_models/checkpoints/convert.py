@@ -20,6 +20,9 @@ def convert(
         Path | None, typer.Option(help="YAML or JSON file: the arguments of the authors' constructor, for a family.")
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file: a class a line, in the order of the logits.")] = None,
+    resize_tables: Annotated[
+        bool, typer.Option("--resize-tables", help="Resize biases and gains of windows of another size.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST.")] = False,
 ) -> None:
     """Turn the weights of a paper's authors into a checkpoint for `attnkit predict`."""
@@ -37,7 +40,7 @@ def convert(
     if not target.parent.is_dir():
         raise CheckpointError(f"there is no folder {target.parent} to write {target.name} to; make it first")
     arguments = None if hparams is None else _arguments(hparams)
-    built: Any = import_official(model, read_checkpoint(source), arguments)
+    built: Any = import_official(model, read_checkpoint(source), arguments, resize_tables=resize_tables)
     header = {
         "kind": "weights",
         "label": model,

@@ -15,6 +15,7 @@ from attnkit.errors import CheckpointError, ConfigError
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.family import FAMILIES, LAYERS, RELEASED, Family, family_named, layer_named
 from attnkit_models.checkpoints.keys import KeyTable, Pair, inward, outward
+from attnkit_models.checkpoints.tables import fitted
 
 # How many names an error shows of each kind.
 SHOWN = 4
@@ -23,7 +24,13 @@ WRAPPERS = ("model", "state_dict", "params")
 PARALLEL = "module."
 
 
-def import_official(name: str, state_dict: Mapping[str, Any], hparams: Mapping[str, Any] | None = None) -> nn.Module:
+def import_official(
+    name: str,
+    state_dict: Mapping[str, Any],
+    hparams: Mapping[str, Any] | None = None,
+    *,
+    resize_tables: bool = False,
+) -> nn.Module:
     """Loads the weights of a paper's authors into attnkit's model.
 
     Args:
@@ -31,6 +38,8 @@ def import_official(name: str, state_dict: Mapping[str, Any], hparams: Mapping[s
         state_dict: the authors' names to tensors, or a checkpoint that holds them under `"model"`, `"state_dict"` or
             `"params"`; names may begin with `module.`, as data parallelism leaves them.
         hparams: the arguments of the authors' constructor, for a family; None for a released model.
+        resize_tables: resize biases and gains that were learned for windows of another size bicubically, as QnA's
+            authors do for fine-tuning. Otherwise they are tensors that do not fit.
 
     Returns:
         The model in evaluation mode, with every weight loaded.
@@ -42,7 +51,8 @@ def import_official(name: str, state_dict: Mapping[str, Any], hparams: Mapping[s
     family = family_named(name)
     config = _config(name, family, hparams)
     model = attnkit.build(config)
-    load(model, family.table(config), state_dict, what=f"the state dict for {name!r}", family=family.name)
+    what = f"the state dict for {name!r}"
+    load(model, family.table(config), state_dict, what=what, family=family.name, resize_tables=resize_tables)
     return model.eval()
 
 
@@ -77,7 +87,11 @@ def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
 
 
 def import_official_layer(
-    upstream_class: str, state_dict: Mapping[str, Any], hparams: Mapping[str, Any] | None = None
+    upstream_class: str,
+    state_dict: Mapping[str, Any],
+    hparams: Mapping[str, Any] | None = None,
+    *,
+    resize_tables: bool = False,
 ) -> nn.Module:
     """Loads one module of an authors' code, such as the attention layer out of someone's detector.
 
@@ -85,6 +99,7 @@ def import_official_layer(
         upstream_class: the name of the authors' class, such as `"BiLevelRoutingAttention"`.
         state_dict: the module's state dict.
         hparams: the arguments of the authors' constructor.
+        resize_tables: as for `import_official`.
 
     Returns:
         A module in evaluation mode whose inputs and outputs lie as the authors' do.
@@ -96,19 +111,31 @@ def import_official_layer(
     layer = layer_named(upstream_class)
     theirs = unwrapped(state_dict)
     module = layer.build(dict(hparams or {}), theirs)
-    load(module, layer.table(module), theirs, what=f"the state dict for {upstream_class!r}", family=None)
+    what = f"the state dict for {upstream_class!r}"
+    load(module, layer.table(module), theirs, what=what, family=None, resize_tables=resize_tables)
     return module.eval()
 
 
-def load(model: nn.Module, table: KeyTable, state_dict: Mapping[str, Any], *, what: str, family: str | None) -> None:
+def load(
+    model: nn.Module,
+    table: KeyTable,
+    state_dict: Mapping[str, Any],
+    *,
+    what: str,
+    family: str | None,
+    resize_tables: bool = False,
+) -> None:
     """Loads a whole state dict of the authors, or raises and leaves the model as it was."""
     theirs = unwrapped(state_dict)
     ours = model.state_dict()
     pairs = table.pairs(ours)
+    theirs = fitted(pairs, ours, theirs) if resize_tables else theirs
     found = problems(pairs, ours, theirs)
     if found:
         guessed = guess(theirs)
         hint = f"; it looks like a state dict of {guessed!r}" if guessed and guessed != family else ""
+        if not hint and not resize_tables and not problems(pairs, ours, fitted(pairs, ours, theirs)):
+            hint = "; these are tables of other windows, which resize_tables=True resizes"
         raise CheckpointError(f"{what} does not fit: {'; '.join(found)}{hint}")
     model.load_state_dict(inward(pairs, theirs))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -83,14 +83,20 @@ def attention_rules(heads: int, sides: tuple[int, ...] | None) -> tuple[Rule, ..
         Rule("to_out.bias", "proj.bias"),
     ]
     if sides is not None:
-        extents = [2 * side - 1 for side in sides]
-        # Their offsets run from key to query, ours from query to key.
-        table = Transform(
-            lambda tensor: tensor.t().unflatten(1, extents).flip(1, 2),
-            lambda tensor: tensor.flip(1, 2).flatten(1).t(),
-        )
+        table = _offsets([2 * side - 1 for side in sides])
         rules.append(Rule("RelativePositionalEmbedding_0.rpe_bias", "groups.0.relative_bias", table))
     return tuple(rules)
+
+
+def _offsets(extents: Sequence[int]) -> Transform:
+    """Tables over offsets in windows; of other windows than ours, square ones."""
+
+    def inward(table: Tensor) -> Tensor:
+        fits = len(table) == math.prod(extents)
+        # Their offsets run from key to query, ours from query to key.
+        return (table.t().unflatten(1, extents) if fits else _square(table)).flip(1, 2)
+
+    return Transform(inward, lambda table: table.flip(1, 2).flatten(1).t())
 
 
 def mix_section(group: PrimitiveOptions, theirs: str, ours: str) -> Section:
