@@ -175,7 +175,7 @@ class Block(nn.Module):
         self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None
     ) -> tuple[Tensor, Grid]:
         """Runs the block on tokens and also returns the grid they lie on afterwards."""
-        check_tokens(type(self).__name__, self.mix.dim, self.mix.proj.weight, x, grid, token_mask, draw)
+        check_tokens(type(self).__name__, self.mix.dim, self.mix.weight, x, grid, token_mask, draw)
         if self.position_conv is not None:
             local = on_map(self.position_conv, x, grid, token_mask)
             x = x + nn.functional.pad(local, (0, 0, grid.prefix, 0))

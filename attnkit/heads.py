@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NoReturn, TypeAlias
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from attnkit.checks import check_columns, check_group, check_keywords, check_out
 from attnkit.errors import ConfigError, shown
 from attnkit.grid import Grid
 from attnkit.options import Options, positive
+from attnkit.padding import cropped, padded
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 from attnkit.primitives.draws import DrawCounter
 
@@ -32,6 +33,10 @@ class Mix(Options):
         out_dim: width of the output, where it is not `dim`.
         qkv_bias: whether the fused projection has a bias.
         proj_bias: whether the output projection has a bias.
+        projection: what follows the groups, a `"linear"` map or `"none"`.
+        pad_multiple: fill the map up with zeros, right and below, to a multiple of so many tokens per side before
+            anything else, and cut the output back. Layers and softmax take the zeros for tokens like all others: that
+            is how the first code of BiFormer's authors pads, and nothing that other weights need.
     """
 
     kind: ClassVar[str] = "mix"
@@ -43,15 +48,21 @@ class Mix(Options):
     out_dim: int | None = None
     qkv_bias: bool = True
     proj_bias: bool = True
+    projection: Literal["linear", "none"] = "linear"
+    pad_multiple: int | None = None
 
     def problems(self) -> list[str]:
-        found = positive(dim=self.dim, head_dim=self.head_dim, out_dim=self.out_dim)
+        found = positive(dim=self.dim, head_dim=self.head_dim, out_dim=self.out_dim, pad_multiple=self.pad_multiple)
         if not self.groups:
             found.append("groups=(): a mix needs at least one head group")
         steps = [_step(group) for group in self.groups]
         if len(set(steps)) > 1:
             pairs = ", ".join(f"{group.kind} {step}" for group, step in zip(self.groups, steps, strict=True))
             found.append(f"groups=...: all groups need one stride, but they have {pairs}")
+        elif self.pad_multiple is not None and steps and steps[0] != "1":
+            found.append(
+                f"pad_multiple={self.pad_multiple}: goes with groups that keep the map, not a stride of {steps[0]}"
+            )
         return found
 
     @property
@@ -81,6 +92,8 @@ class Mix(Options):
             out_dim=self.out_dim,
             qkv_bias=self.qkv_bias,
             proj_bias=self.proj_bias,
+            projection=self.projection,
+            pad_multiple=self.pad_multiple,
             layer=layer,
         )
 
@@ -114,6 +127,8 @@ class HeadMix(nn.Module):
         out_dim: width of the output; `dim` where not given.
         qkv_bias: whether the fused projection has a bias.
         proj_bias: whether the output projection has a bias.
+        projection: as in `Mix`.
+        pad_multiple: as in `Mix`.
         layer: number of this layer in its model. Random windows differ from layer to layer by it alone: in a stack of
             your own count it up, or all layers with the same seed see the same windows.
 
@@ -130,12 +145,14 @@ class HeadMix(nn.Module):
         out_dim: int | None = None,
         qkv_bias: bool = True,
         proj_bias: bool = True,
+        projection: Literal["linear", "none"] = "linear",
+        pad_multiple: int | None = None,
         layer: int = 0,
         **unknown: NoReturn,
     ) -> None:
         super().__init__()
         check_keywords("HeadMix", unknown, MIX_KEYWORDS)
-        self.options = read_groups(groups)
+        self.options = read_groups(groups, projection=projection, pad_multiple=pad_multiple)
         heads = sum(group.heads for group in self.options)
         for name, size in (("dim", dim), ("head_dim", head_dim), ("out_dim", out_dim)):
             if (size is not None or name == "dim") and not is_count(size, 1):
@@ -167,7 +184,11 @@ class HeadMix(nn.Module):
         self.groups = nn.ModuleList(
             check_group(group, group.build(context)) for group, context in zip(self.options, contexts, strict=True)
         )
-        self.proj = nn.Linear(heads * self.head_dim, self.out_dim, bias=proj_bias)
+        width = heads * self.head_dim
+        if projection == "none" and width != self.out_dim:
+            raise ConfigError(f"projection='none' leaves the heads' {width} channels, but out_dim={self.out_dim}")
+        self.proj = nn.Linear(width, self.out_dim, bias=proj_bias) if projection == "linear" else nn.Identity()
+        self.pad_multiple = pad_multiple
         self.draws: Tensor
         self.stochastic = any(group.stochastic for group in self._groups())
         if self.stochastic:
@@ -197,9 +218,12 @@ class HeadMix(nn.Module):
 
     def run(self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None) -> MixOutput:
         """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output."""
-        check_tokens(type(self).__name__, self.dim, self.proj.weight, x, grid, token_mask, draw)
+        check_tokens(type(self).__name__, self.dim, self.weight, x, grid, token_mask, draw)
         if draw is None:
             draw = self.next_draw()
+        whole = grid
+        if self.pad_multiple is not None:
+            x, grid, token_mask = padded(x, grid, self.pad_multiple, token_mask)
         columns = x[..., :0] if self.qkv is None else self.qkv(x)
         parts = iter(columns.split(self._widths, dim=-1))
         out_grid = grid.strided(self.stride).refined(self.scale)
@@ -211,7 +235,15 @@ class HeadMix(nn.Module):
             outputs.append(check_output(options, output, shape, out_grid))
         joined = torch.cat([output.out.transpose(1, 2).flatten(2) for output in outputs], dim=-1)
         aux = {f"{index}.{name}": one for index, output in enumerate(outputs) for name, one in output.aux.items()}
+        if self.pad_multiple is not None:
+            joined, out_grid = cropped(joined, grid, whole), whole
         return MixOutput(self.proj(joined), out_grid, aux)
+
+    @property
+    def weight(self) -> Tensor:
+        """One of the parameters, whose dtype and device inputs must have."""
+        linear = self.proj if isinstance(self.proj, nn.Linear) else self.qkv
+        return next(self.parameters()) if linear is None else linear.weight
 
     def next_draw(self) -> Tensor | None:
         """Counts one more training pass and returns its number; None in evaluation or where nothing is random.
@@ -235,12 +267,17 @@ class HeadMix(nn.Module):
 MIX_KEYWORDS = tuple(HeadMix.__init__.__kwdefaults__ or ())
 
 
-def read_groups(groups: Sequence[GroupLike]) -> tuple[PrimitiveOptions, ...]:
-    """Option objects from a list of option objects and plain dicts, all mistakes reported together."""
+def read_groups(groups: Sequence[GroupLike], **more: Any) -> tuple[PrimitiveOptions, ...]:
+    """Option objects from a list of option objects and plain dicts, all mistakes reported together.
+
+    Args:
+        groups: the list.
+        more: further options of a `Mix`, whose mistakes are reported with them.
+    """
     if isinstance(groups, (Mapping, PrimitiveOptions, str)) or not isinstance(groups, Sequence):
         raise ConfigError(f"groups must be a list of options, such as [Dense(heads=4)], but got {shown(groups)}")
     plain = {"groups": [group if isinstance(group, Options) else _plain_group(group) for group in groups]}
-    return Mix.from_dict(plain).groups
+    return Mix.from_dict({**plain, **more}).groups
 
 
 def _plain_group(group: Any) -> Any:

@@ -84,7 +84,7 @@ def picture_rows(
     if isinstance(what, Layout):
         return [_layout_row(what, on, _spots(query, on), matrix)]
     mix = scene_mix_of(what, on)
-    tokens = scene_tokens(on, mix.dim).to(mix.proj.weight)
+    tokens = scene_tokens(on, mix.dim).to(mix.weight)
     with unmarked(mix):
         sights = [Sight(visit) for visit in visits(mix, (tokens, on)) if visit.inputs is not None]
         return [_group_row(sight, _spots(query, on), matrix) for sight in sights]

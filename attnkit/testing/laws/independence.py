@@ -51,7 +51,7 @@ def _neighbour(case: PrimitiveCase) -> None:
         columns = mix.columns[0]
         own = columns.q + columns.k + columns.v
         with torch.no_grad():
-            assert mix.qkv is not None
+            assert mix.qkv is not None and isinstance(mix.proj, torch.nn.Linear)
             mix.proj.weight.copy_(torch.eye(dim))
             # The neighbour's columns and all that lies behind them get other weights.
             mix.qkv.weight[own:] = random_tensor(*mix.qkv.weight[own:].shape, seed=seed)
