@@ -1,56 +1,73 @@
-"""What the tests of mixes and blocks share: one small mix of every registered primitive."""
+"""What the tests of head mixes and blocks share."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from attnkit import HeadMix
-from attnkit.errors import AttnkitError
-from attnkit.registry import PRIMITIVES
+from attnkit import (
+    AttnkitError,
+    Conv,
+    CrossShaped,
+    Dense,
+    HeadMix,
+    LearnedQuery,
+    LearnedUpsample,
+    Linformer,
+    MaskPredictor,
+    Neighborhood,
+    PaddedTopKRegion,
+    PooledGlobal,
+    RandomWindow,
+    SoftTopKRegion,
+    TopKRegion,
+    Window,
+)
+from attnkit.testing import randomize_parameters
 
-# Options with learned parts switched on, so that every parameter takes part.
-SMALL = {
-    "dense": {"heads": 2},
-    "window": {"heads": 2, "window": 2, "relative_bias": True},
-    "cross_shaped": {"heads": 2, "stripe": 1},
-    "neighborhood": {"heads": 2, "kernel": 3, "relative_bias": True},
-    "linformer": {"heads": 2, "tokens": 12, "rank": 3},
-    "topk_region": {"heads": 2, "regions": 2, "topk": 2, "lepe": 3},
-    "soft_topk_region": {"heads": 2, "regions": 2, "topk": 2, "router": "linear"},
-    "padded_topk_region": {"heads": 2, "regions": 2, "topk": 2, "qk_dim": 6},
-    "mask_predictor": {"heads": 2, "tokens": 12, "keep": 0.5},
-    "learned_query": {"heads": 2, "kernel": 3},
-    "learned_upsample": {"heads": 2, "kernel": 3, "scale": 1},
-    "random_window": {"heads": 2, "window": 5},
-    "pooled_global": {"heads": 2, "pool": 2},
-    "conv": {"heads": 2},
+# One of each primitive, for grids of about 4 x 6 tokens.
+SAMPLES = {
+    "conv": Conv(2),
+    "cross_shaped": CrossShaped(2, 2),
+    "dense": Dense(2, lepe=3),
+    "learned_query": LearnedQuery(2, 3),
+    "learned_query_strided": LearnedQuery(2, 3, stride=2),
+    "learned_upsample": LearnedUpsample(2, 3),
+    "linformer": Linformer(2, 16, 5),
+    "mask_predictor": MaskPredictor(2, 24, 0.3),
+    "neighborhood": Neighborhood(2, 3, relative_bias=True),
+    "pooled_global": PooledGlobal(2, 2),
+    "random_window": RandomWindow(2, 5),
+    "topk_region": TopKRegion(2, 2, 2),
+    "topk_region_pooled": TopKRegion(2, 2, 2, qk_dim=4, pool="mean", pool_cells=1),
+    "soft_topk_region": SoftTopKRegion(2, 2, 2, router="linear"),
+    "padded_topk_region": PaddedTopKRegion(2, 3, 2),
+    "window": Window(2, 3, partition="shifted", relative_bias=True),
 }
 
 
-def small_groups(name):
-    return [{"kind": name, **SMALL[name]}, {"kind": "conv", "heads": 1, "pointwise": False}]
+@pytest.fixture(params=SAMPLES)
+def sample(request):
+    """Options of each primitive in turn."""
+    return SAMPLES[request.param]
 
 
 @pytest.fixture(scope="session")
-def small_mix():
-    """small_mix(name, seed=) -> HeadMix(12) of that primitive's heads and one of convolution, with normal weights."""
+def samples():
+    """Options of all primitives by name."""
+    return SAMPLES
 
-    def make(name, *, seed=0, **extra):
-        mix = HeadMix(12, small_groups(name), **extra)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in mix.parameters():
-                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-        return mix.eval()
+
+@pytest.fixture(scope="session")
+def random_mix():
+    """random_mix(groups, head_dim=, seed=) -> HeadMix in evaluation mode, float32 unless said otherwise."""
+
+    def make(groups, *, head_dim=4, seed=0, **extra):
+        groups = groups if isinstance(groups, list) else [groups]
+        dim = extra.pop("dim", head_dim * sum(group.heads for group in groups))
+        mix = HeadMix(dim, groups, head_dim=head_dim, **extra)
+        return randomize_parameters(mix.eval(), seed=seed, scale=0.4)
 
     return make
-
-
-@pytest.fixture(scope="session", params=sorted(PRIMITIVES))
-def primitive(request):
-    """The name of every registered primitive in turn."""
-    return request.param
 
 
 @pytest.fixture

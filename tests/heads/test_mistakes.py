@@ -140,7 +140,12 @@ RUN = {
         r"x is torch\.float64 but the weights are torch\.float32",
     ),
     "another device": (lambda run: run(tokens(device="meta"), GRID), r"x is on meta but the weights are on cpu"),
-    "no tensor": (lambda run: run([[1.0]], GRID), r"list"),
+    "no tensor": (lambda run: run([[1.0]], GRID), r"x must be a tensor, but got list"),
+    "nothing as a map": (lambda run: run(None), r"x must be a tensor, but got NoneType"),
+    "a list as a mask": (
+        lambda run: run(tokens(), GRID, token_mask=[True] * 13),
+        r"token_mask must be a tensor.* list",
+    ),
     "a floating mask": (
         lambda run: run(tokens(), GRID, token_mask=torch.ones(2, 13)),
         r"token_mask must be bool \(B, N\) = \(2, 13\), but got torch\.float32",
