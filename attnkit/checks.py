@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from attnkit.arguments import name_mistakes
+from attnkit.arguments import is_count, name_mistakes
 from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
@@ -26,6 +26,20 @@ def check_keywords(layer: str, given: Iterable[str], known: Iterable[str], hint:
     found, _ = name_mistakes(given, list(known), {}, layer)
     if found:
         raise ConfigError("; ".join(found) + hint)
+
+
+def check_widths(layer: str, dim: int, **others: int | None) -> None:
+    """Raises `ConfigError` unless `dim` and every other width that is given count channels."""
+    for name, size in {"dim": dim, **others}.items():
+        if (size is not None or name == "dim") and not is_count(size, 1):
+            raise ConfigError(f"{layer}({name}=...) is a number of channels, an integer >= 1, but got {shown(size)}")
+
+
+def check_flags(layer: str, **flags: bool) -> None:
+    """Raises `ConfigError` for a flag that is neither True nor False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ConfigError(f"{layer}({name}=...) must be True or False, but got {shown(flag)}")
 
 
 def check_tensor(x: object, name: str = "x") -> None:

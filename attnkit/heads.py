@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from attnkit.arguments import is_count
-from attnkit.checks import check_columns, check_group, check_keywords, check_output, check_tokens, tokens_of_map
+from attnkit.checks import (
+    check_columns,
+    check_flags,
+    check_group,
+    check_keywords,
+    check_output,
+    check_tokens,
+    check_widths,
+    tokens_of_map,
+)
 from attnkit.errors import ConfigError, shown
 from attnkit.grid import Grid
 from attnkit.options import Options, positive
@@ -153,17 +162,11 @@ class HeadMix(nn.Module):
         super().__init__()
         check_keywords("HeadMix", unknown, MIX_KEYWORDS)
         self.options = read_groups(groups, projection=projection, pad_multiple=pad_multiple)
-        heads = sum(group.heads for group in self.options)
-        for name, size in (("dim", dim), ("head_dim", head_dim), ("out_dim", out_dim)):
-            if (size is not None or name == "dim") and not is_count(size, 1):
-                raise ConfigError(
-                    f"HeadMix({name}=...) is a number of channels, an integer >= 1, but got {shown(size)}"
-                )
-        for name, flag in (("qkv_bias", qkv_bias), ("proj_bias", proj_bias)):
-            if not isinstance(flag, bool):
-                raise ConfigError(f"HeadMix({name}=...) must be True or False, but got {shown(flag)}")
+        check_widths("HeadMix", dim, head_dim=head_dim, out_dim=out_dim)
+        check_flags("HeadMix", qkv_bias=qkv_bias, proj_bias=proj_bias)
         if not is_count(layer):
             raise ConfigError(f"HeadMix(layer=...) is the number of a layer, an integer >= 0, but got {shown(layer)}")
+        heads = sum(group.heads for group in self.options)
         if head_dim is None and dim % heads:
             split = " + ".join(str(group.heads) for group in self.options)
             raise ConfigError(

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attnkit.primitives.base import (
-    BuildContext,
-    Columns,
-    HeadGroup,
-    HeadInputs,
-    HeadOutput,
-    Plan,
-    PrimitiveOptions,
-    SoftmaxHeads,
-    SoftmaxOptions,
-)
+from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 from attnkit.registry import PRIMITIVES, load
 
 if TYPE_CHECKING:

@@ -11,14 +11,7 @@ from torch import nn
 
 from attnkit.grid import Grid
 from attnkit.options import odd, positive
-from attnkit.primitives.base import (
-    BuildContext,
-    Columns,
-    HeadGroup,
-    HeadInputs,
-    HeadOutput,
-    PrimitiveOptions,
-)
+from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 from attnkit.primitives.convolving import narrow, on_map
 
 

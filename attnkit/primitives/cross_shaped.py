@@ -14,13 +14,7 @@ from attnkit.grid import Grid
 from attnkit.kernels import attend
 from attnkit.layouts import Blocks
 from attnkit.options import positive
-from attnkit.primitives.base import (
-    BuildContext,
-    HeadGroup,
-    HeadInputs,
-    HeadOutput,
-    PrimitiveOptions,
-)
+from attnkit.primitives.base import BuildContext, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from attnkit.grid import Grid
 from attnkit.layouts import Dense as DenseLayout
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,7 @@ from attnkit.kernels import attend
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.options import odd, positive
-from attnkit.primitives.base import (
-    BuildContext,
-    Columns,
-    HeadGroup,
-    HeadInputs,
-    HeadOutput,
-    PrimitiveOptions,
-)
+from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 
 
 @dataclass(frozen=True)

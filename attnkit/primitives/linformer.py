@@ -11,8 +11,9 @@ from torch import Tensor
 
 from attnkit.layouts import Dense
 from attnkit.options import positive
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.resizing import rows_for_grid, trunc_normal
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)

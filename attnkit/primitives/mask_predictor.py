@@ -15,8 +15,9 @@ from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import TokenSets
 from attnkit.options import positive
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.resizing import rows_for_grid, trunc_normal
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from attnkit.grid import Grid
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.options import odd, positive
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads
+from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.regions import RegionOptions, Regions, best_regions
+from attnkit.primitives.softmax import Plan, SoftmaxHeads
 from attnkit.primitives.topk_region import region_numbers, seen_regions
 
 

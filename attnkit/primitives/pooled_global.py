@@ -13,8 +13,9 @@ from torch import nn
 from attnkit.grid import Grid
 from attnkit.layouts import Dense
 from attnkit.options import positive
-from attnkit.primitives.base import BuildContext, Columns, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, Columns, HeadInputs
 from attnkit.primitives.pooling import cell_means
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from attnkit.layouts import Blocks
 from attnkit.layouts.cache import cached
 from attnkit.layouts.orders import Order, permuted_order
 from attnkit.options import positive
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.permutation import random_permutation
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)

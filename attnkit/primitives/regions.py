@@ -16,8 +16,9 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.layouts.orders import AxisCut, Order, cut_order
 from attnkit.options import positive
-from attnkit.primitives.base import BuildContext, Columns, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, Columns
 from attnkit.primitives.pooling import cell_means
+from attnkit.primitives.softmax import SoftmaxOptions
 
 Spans = list[tuple[int, int]]
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
 from attnkit.layouts.orders import Order
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads
+from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.regions import PooledRegionOptions, Regions, best_regions
+from attnkit.primitives.softmax import Plan, SoftmaxHeads
 
 
 @dataclass(frozen=True)

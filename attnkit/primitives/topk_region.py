@@ -14,8 +14,9 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads
+from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.regions import PooledRegionOptions, Regions, best_regions, rows_order
+from attnkit.primitives.softmax import Plan, SoftmaxHeads
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from attnkit.grid import Grid
 from attnkit.layouts import Blocks, RelativeTable
 from attnkit.options import among, positive
-from attnkit.primitives.base import BuildContext, HeadInputs, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
 @dataclass(frozen=True)
