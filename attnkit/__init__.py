@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from attnkit.blocks import MLP, Block
     from attnkit.factory import build
     from attnkit.grid import Grid
-    from attnkit.heads import HeadMix, Mix
+    from attnkit.heads import HeadMix
     from attnkit.kernels import attend, use_backend
+    from attnkit.mixes import Mix
     from attnkit.primitives import classes
     from attnkit.primitives.classes import *  # noqa: F403
 
@@ -30,8 +31,9 @@ _PLACES = {
     "attnkit.blocks": ("MLP", "Block"),
     "attnkit.factory": ("build",),
     "attnkit.grid": ("Grid",),
-    "attnkit.heads": ("HeadMix", "Mix"),
+    "attnkit.heads": ("HeadMix",),
     "attnkit.kernels": ("attend", "use_backend"),
+    "attnkit.mixes": ("Mix",),
 }
 _HOMES = {name: module for module, names in _PLACES.items() for name in names}
 _PRIMITIVES = {name: module for module, _, name in (target.partition(":") for target in PRIMITIVES.values())}

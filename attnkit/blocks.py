@@ -14,7 +14,8 @@ from attnkit.arguments import LARGEST, is_count
 from attnkit.checks import check_keywords, check_tokens, tokens_of_map
 from attnkit.errors import ConfigError
 from attnkit.grid import Grid
-from attnkit.heads import MIX_KEYWORDS, GroupLike, Mix, read_groups
+from attnkit.heads import MIX_KEYWORDS
+from attnkit.mixes import GroupLike, Mix, read_groups
 from attnkit.options import Options, odd, positive
 from attnkit.primitives.convolving import on_map
 

@@ -30,7 +30,7 @@ PRIMITIVES: dict[str, str] = {
 }
 
 STRUCTURES: dict[str, str] = {
-    "mix": "attnkit.heads:Mix",
+    "mix": "attnkit.mixes:Mix",
     "block": "attnkit.blocks:BlockConfig",
     "block_style": "attnkit.blocks:BlockStyle",
     "conv_norm": "attnkit_models.backbones.stem:ConvNorm",

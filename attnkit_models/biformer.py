@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from attnkit.blocks import BlockStyle
-from attnkit.heads import Mix
+from attnkit.mixes import Mix
 from attnkit.primitives import Dense, TopKRegion
 from attnkit.primitives.base import PrimitiveOptions
 from attnkit_models.backbones import ConvNorm, PyramidConfig, Stage

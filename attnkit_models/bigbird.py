@@ -14,7 +14,7 @@ They have fewer parameters and multiply-adds than the paper reports, so its tabl
 
 from __future__ import annotations
 
-from attnkit.heads import Mix
+from attnkit.mixes import Mix
 from attnkit.primitives import Conv, PooledGlobal, RandomWindow
 from attnkit_models.backbones import ConvNorm, PyramidConfig, Stage
 

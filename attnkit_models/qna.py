@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnkit.blocks import BlockStyle
-from attnkit.heads import Mix
+from attnkit.mixes import Mix
 from attnkit.primitives import LearnedQuery, Window
 from attnkit_models.backbones import ConvNorm, PyramidConfig, Stage
 

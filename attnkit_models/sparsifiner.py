@@ -7,7 +7,7 @@ sees every token and is seen by every token; in the authors' code it competes fo
 from __future__ import annotations
 
 from attnkit.blocks import BlockStyle
-from attnkit.heads import Mix
+from attnkit.mixes import Mix
 from attnkit.primitives import MaskPredictor
 from attnkit_models.backbones import ConvNorm, IsotropicConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnkit.heads import Mix
+from attnkit.mixes import Mix
 from attnkit.primitives import Dense
 from attnkit_models.backbones import ConvNorm, IsotropicConfig
 

@@ -14,7 +14,8 @@ from attnkit.arguments import is_count
 from attnkit.blocks import BlockConfig
 from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
-from attnkit.heads import HeadMix, Mix
+from attnkit.heads import HeadMix
+from attnkit.mixes import Mix
 from attnkit.primitives import PrimitiveOptions
 
 MOST_LAYERS = 1000

@@ -19,8 +19,9 @@ from attnkit.arguments import is_count
 from attnkit.blocks import Block, BlockConfig
 from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
-from attnkit.heads import HeadMix, Mix
+from attnkit.heads import HeadMix
 from attnkit.layouts import Layout
+from attnkit.mixes import Mix
 from attnkit.options import Options
 from attnkit.primitives import PrimitiveOptions
 

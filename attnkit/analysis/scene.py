@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attnkit.grid import Grid
-from attnkit.heads import GroupLike, HeadMix, Mix, read_groups
+from attnkit.heads import HeadMix
+from attnkit.mixes import GroupLike, Mix, read_groups
 from attnkit.primitives.mask_predictor import MaskPredictorHeads, Predictor
 
 HEAD_DIM = 16

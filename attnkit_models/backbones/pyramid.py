@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnkit.blocks import BlockConfig, BlockStyle
 from attnkit.grid import Grid
-from attnkit.heads import Mix
+from attnkit.mixes import Mix
 from attnkit.options import Options, positive
 from attnkit_models.backbones.config import ModelConfig, block_count
 from attnkit_models.backbones.stem import ConvNorm, init_weights, make_norm

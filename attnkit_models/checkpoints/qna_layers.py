@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from attnkit.blocks import Block
 from attnkit.errors import ShapeError
 from attnkit.grid import Grid
-from attnkit.heads import HeadMix, Mix
+from attnkit.heads import HeadMix
+from attnkit.mixes import Mix
 from attnkit.primitives import Dense, LearnedQuery, LearnedUpsample, Window
 from attnkit_models.checkpoints.family import Layer
 from attnkit_models.checkpoints.keys import KeyTable, Section
