@@ -31,3 +31,8 @@ def cached(key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tenso
         if len(_tables) > CAPACITY:
             _tables.popitem(last=False)
     return tables
+
+
+def forget() -> None:
+    """Forgets all tables."""
+    _tables.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -109,6 +109,21 @@ class HeadGroup(nn.Module, ABC):
 
         Returns:
             bool, broadcastable to (B, heads, image queries, image keys).
+        """
+        return None
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor | None:
+        """The output by the primitive's formula, written as plainly as can be, or None where nothing is promised.
+
+        Never runs in a model: the laws of `attnkit.testing` compare outputs and gradients of `forward` with it.
+
+        Args:
+            inputs: as in `forward`.
+            attention: `attention(q, k, v, scale=, bias=, gain=, sees=)` is dense attention under the mask `sees`, bool
+                and broadcastable to (B, heads, Nq, Nk); where not given, under the `definition`.
+
+        Returns:
+            (B, heads, N', D).
         """
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from attnkit.grid import Grid
 from attnkit.options import odd, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
 from attnkit.primitives.convolving import narrow, on_map
+from attnkit.primitives.plain import depthwise, merged, split
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ class ConvHeads(HeadGroup):
         if grid.prefix:
             out = torch.cat([tokens[:, : grid.prefix], out], dim=1)
         return HeadOutput(out.unflatten(2, (heads, -1)).transpose(1, 2), grid.strided(self.options.stride))
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., torch.Tensor]) -> torch.Tensor:
+        assert inputs.v is not None
+        tokens, prefix = merged(inputs.v), inputs.grid.prefix
+        image = depthwise(self.depthwise, tokens, inputs.grid, inputs.token_mask)
+        if isinstance(self.pointwise, nn.Conv2d):
+            image = nn.functional.linear(
+                nn.functional.gelu(image), self.pointwise.weight[..., 0, 0], self.pointwise.bias
+            )
+        return split(torch.cat([tokens[:, :prefix], image], dim=1), self.options.heads)
 
     def _convolve(self, image: torch.Tensor) -> torch.Tensor:
         image = self.depthwise(narrow(image, self.options.stride))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -76,6 +76,10 @@ class CrossShapedHeads(HeadGroup):
         stripe = inputs.grid.coords().T // self.options.stripe
         same = stripe[:, :, None] == stripe[:, None]
         return same[None].repeat_interleave(self.options.heads // 2, dim=1)
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        q, k, v = inputs.qkv
+        return attention(q, k, v, scale=q.shape[3] ** -0.5)
 
     def extra_repr(self) -> str:
         return repr(self.options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.layouts import Dense as DenseLayout
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import softmax_heads
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
@@ -47,3 +48,6 @@ class DenseHeads(SoftmaxHeads):
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         return torch.ones(inputs.grid.image_tokens, inputs.grid.image_tokens, dtype=torch.bool)
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        return softmax_heads(self, inputs, attention)

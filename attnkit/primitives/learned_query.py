@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -186,8 +187,36 @@ class SummaryHeads(HeadGroup, ABC):
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         grid, stride = inputs.grid, self.options.output_stride()
-        keys, queries = grid.coords(), grid.strided(stride).coords() * stride
+        keys = grid.coords()
+        queries = torch.tensor(list(itertools.product(*(range(0, size, stride) for size in grid.sizes))))
         return ((keys[None] - queries[:, None]).abs() <= self.options.kernel // 2).all(-1)
+
+    def seen_by(self, query: int, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        """What one query sees around every stride-th token, written out: (B, heads, N', D)."""
+        options, x, grid, stride = self.options, inputs.x, inputs.grid, self.options.output_stride()
+        heads, width = self.query.shape[1:]
+        q = self.query[query]
+        length = q.square().sum(1, keepdim=True).sqrt()
+        q = q / {"unit": length + 1e-6, "unit_detached": length.detach() + 1e-6, "none": 1.0}[options.query_norm]
+        places = grid.prefix + math.prod(len(range(0, size, stride)) for size in grid.sizes)
+        keys = torch.stack([x @ one.t() for one in self.key.split(width)], dim=1)
+        if self.key_bias is not None:
+            keys = keys + self.key_bias[:, None]
+        rows = slice(query * heads, (query + 1) * heads)
+        bias = gain = None
+        if self.relative_bias is not None:
+            factor = width**-0.5 if options.scaled_bias else 1.0
+            bias = RelativeTable(self.relative_bias[rows] * factor, grid, stride, 0.0)
+        if self.gain is not None and self.gain.ndim == 3:
+            gain = RelativeTable(self.gain[rows], grid, stride, 1.0)
+        q = q.expand(len(x), places, -1, -1).transpose(1, 2)
+        out = attention(q, keys, inputs.v, scale=width**-0.5, bias=bias, gain=gain)
+        if options.gain == "query" and self.gain is not None:
+            return out * self.gain[rows][:, None, None]
+        if options.gain == "signs":
+            signs = [1.0 if 2 * row < options.count * heads else -1.0 for row in range(rows.start, rows.stop)]
+            return out * torch.tensor(signs)[:, None, None]
+        return out / options.count if options.gain == "mean" else out
 
     def _table(self, values: Tensor | None, inputs: HeadInputs, fill: float) -> RelativeTable | None:
         return None if values is None else RelativeTable(values, inputs.grid, self.options.output_stride(), fill)
@@ -201,6 +230,9 @@ class LearnedQueryHeads(SummaryHeads):
 
     def forward(self, inputs: HeadInputs) -> HeadOutput:
         return HeadOutput(self.summaries(inputs).sum(1), inputs.grid.strided(self.options.output_stride()))
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        return sum((self.seen_by(query, inputs, attention) for query in range(len(self.query))), torch.zeros(()))
 
 
 def lecun_normal(weight: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import ShapeError
 from attnkit.grid import Grid
@@ -82,3 +84,12 @@ class LearnedUpsampleHeads(SummaryHeads):
         if grid.prefix:
             out = torch.cat([found[..., : grid.prefix, :].mean(1), out], dim=2)
         return HeadOutput(out, grid.refined(scale))
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        (height, width), prefix = inputs.grid.sizes, inputs.grid.prefix
+        found = [self.seen_by(query, inputs, attention) for query in range(self.scale**2)]
+        tokens = [torch.stack([one[:, :, at] for one in found]).mean(0) for at in range(prefix)]
+        for row, column in itertools.product(range(height * self.scale), range(width * self.scale)):
+            query = row % self.scale * self.scale + column % self.scale
+            tokens.append(found[query][:, :, prefix + row // self.scale * width + column // self.scale])
+        return torch.stack(tokens, dim=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from attnkit.layouts import Dense
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import resized, softmax_heads
 from attnkit.primitives.resizing import rows_for_grid, trunc_normal
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
@@ -60,6 +61,18 @@ class LinformerHeads(SoftmaxHeads):
             prefix = inputs.token_mask[:, : inputs.grid.prefix]
             layout = layout.restrict(torch.cat([prefix, prefix.new_ones(len(prefix), self.linformer.rank)], dim=1))
         return Plan(layout, keys=(keys, values), restricted=True)
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        grid, mask = inputs.grid, inputs.token_mask
+        sees = torch.ones(len(inputs.x), grid.tokens, dtype=torch.bool) if mask is None else mask
+        keys = []
+        for rows, mix in zip(inputs.qkv[1:], (self.key_mix, self.value_mix), strict=True):
+            weight = resized(mix, self.linformer.tokens, grid) * (self.linformer.tokens / grid.image_tokens)
+            image = (rows * sees[:, None, :, None])[:, :, grid.prefix :]
+            combined = torch.einsum("nr,bhnd->bhrd", weight.to(rows.dtype), image)
+            keys.append(torch.cat([rows[:, :, : grid.prefix], combined], dim=2))
+        sees = torch.cat([sees[:, : grid.prefix], sees.new_ones(len(sees), self.linformer.rank)], dim=1)
+        return softmax_heads(self, inputs, attention, (keys[0], keys[1]), sees=sees[:, None, None])
 
     def _mixed(self, rows: Tensor, mix: Tensor, inputs: HeadInputs) -> Tensor:
         """(B, heads, N, D) -> (B, heads, prefix + rank, D): prefix tokens stay keys of their own."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import TokenSets
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import resized, softmax_heads
 from attnkit.primitives.resizing import rows_for_grid, trunc_normal
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
@@ -108,6 +110,43 @@ class MaskPredictorHeads(SoftmaxHeads):
             index = scores.topk(budget, dim=-1).indices + grid.prefix
         layout = TokenSets(index, grid.tokens, queries_all=grid.prefix, keys_all=grid.prefix, unique=True)
         return Plan(layout)
+
+    @torch.no_grad()
+    def definition(self, inputs: HeadInputs) -> Tensor:
+        """The choice in float64; where only rounding could decide, it is the model's own."""
+        options, grid, guess = self.predicted, inputs.grid, self.predictor
+        q, k, _ = (one.double() for one in inputs.qkv)
+        kept = torch.ones(len(q), grid.tokens, dtype=torch.bool) if inputs.token_mask is None else inputs.token_mask
+        down = torch.zeros(grid.tokens, guess.down.shape[1], dtype=torch.float64)
+        down[grid.prefix - options.prefix : grid.prefix] = guess.down[: options.prefix].double()
+        down[grid.prefix :] = resized(guess.down, options.tokens, grid) * (options.tokens / grid.image_tokens)
+        basis = resized(guess.up, options.tokens, grid).abs()
+        basis = basis * (basis > options.threshold)
+        small_q = q[:, :, grid.prefix :] @ guess.query.weight.double().t() + guess.query.bias.double()
+        small_k = k @ guess.key.weight.double().t() + guess.key.bias.double()
+        pooled = torch.einsum("bhnd,bn,nr->bhrd", small_k, kept.double(), down)
+        logits = torch.einsum("bhnd,bhrd->bhnr", small_q, pooled) / options.heads**0.5
+        rounding = 1e-6 * (1.0 + logits.abs().amax(-1, keepdim=True))
+        least = logits.sort(-1, descending=True).values[..., : options.coefficients + 1]
+        share = logits.softmax(-1)
+        if least.shape[-1] > options.coefficients:
+            unsure = least[..., -2:-1] - least[..., -1:] < rounding
+            share = share * (logits > least[..., -1:])
+        else:
+            unsure = torch.zeros_like(rounding, dtype=torch.bool)
+        scores = torch.einsum("bhnr,mr->bhnm", share, basis)
+        # Below 1e-37 float32 has no numbers, or few.
+        rounding = rounding * scores.amax(-1, keepdim=True) + 1e-37
+        scores = scores.masked_fill(~kept[:, None, None, grid.prefix :], -1.0)
+        budget = max(math.ceil(Fraction(str(options.keep)) * grid.image_tokens), 1)
+        ranked = torch.cat([scores, torch.full_like(scores[..., :1], -2.0)], dim=-1).sort(-1, descending=True).values
+        last, after = ranked[..., budget - 1 : budget], ranked[..., budget : budget + 1]
+        tied = (last - after <= rounding) & ((scores - last).abs() <= 2 * rounding)
+        own = self.plan(inputs).layout.to_mask()[..., grid.prefix :, grid.prefix :]
+        return torch.where(unsure | tied, own, scores >= last)
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        return softmax_heads(self, inputs, attention)
 
 
 class Predictor(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from attnkit.grid import Grid
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.options import odd, positive
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import softmax_heads
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
@@ -81,3 +82,7 @@ class NeighborhoodHeads(SoftmaxHeads):
                 near[query, list(best)] = True
             sees &= near[at][:, at]
         return sees
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        bias = None if self.relative_bias is None else RelativeTable(self.relative_bias, inputs.grid)
+        return softmax_heads(self, inputs, attention, bias=bias)

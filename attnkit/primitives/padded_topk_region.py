@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,9 +14,10 @@ from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import softmax_heads
+from attnkit.primitives.plain_regions import region_numbers, seen_regions, with_prefix
 from attnkit.primitives.regions import RegionOptions, Regions, best_regions
 from attnkit.primitives.softmax import Plan, SoftmaxHeads
-from attnkit.primitives.topk_region import region_numbers, seen_regions
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,19 @@ class PaddedTopKRegionHeads(SoftmaxHeads):
         whole = Grid(*(side * length for side, length in zip(sides, lengths, strict=True)))
         sees = seen_regions(inputs, lengths, sides, self.region.topk)
         return sees[..., region_numbers(whole, lengths, sides)]
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        grid, mask = inputs.grid, inputs.token_mask
+        lengths = [max(size // self.region.regions, 1) for size in grid.sizes]
+        sizes = [-(-size // length) * length for size, length in zip(grid.sizes, lengths, strict=True)]
+        numbers = {place: at for at, place in enumerate(itertools.product(*map(range, grid.sizes)))}
+        # Token behind all others: zeros that are never masked.
+        places = [numbers.get(place, len(numbers)) for place in itertools.product(*map(range, sizes))]
+        filled = []
+        for rows in inputs.qkv[1:]:
+            image = torch.cat([rows[:, :, grid.prefix :], torch.zeros_like(rows[:, :, :1])], dim=2)
+            filled.append(torch.cat([rows[:, :, : grid.prefix], image[:, :, places]], dim=2))
+        kept = torch.ones(len(inputs.x), grid.tokens, dtype=torch.bool) if mask is None else mask
+        held = torch.cat([kept[:, grid.prefix :], torch.ones_like(kept[:, :1])], dim=1)[:, places]
+        sees = with_prefix(self.definition(inputs), inputs, held)
+        return softmax_heads(self, inputs, attention, (filled[0], filled[1]), sees=sees)

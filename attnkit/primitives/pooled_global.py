@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.grid import Grid
 from attnkit.layouts import Dense
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, Columns, HeadInputs
+from attnkit.primitives.plain import softmax_heads, split
 from attnkit.primitives.pooling import cell_means
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
@@ -75,3 +77,19 @@ class PooledGlobalHeads(SoftmaxHeads):
         if inputs.token_mask is not None:
             layout = layout.restrict(torch.cat([inputs.token_mask[:, : grid.prefix], counts > 0], dim=1))
         return Plan(layout, keys=(k, v), restricted=True)
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        x, grid, mask = inputs.x, inputs.grid, inputs.token_mask
+        kept = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+        cell = grid.coords() // self.pooled.pool
+        tokens, sees = [x[:, : grid.prefix]], [kept[:, : grid.prefix]]
+        for one in itertools.product(*(range(-(-size // self.pooled.pool)) for size in grid.sizes)):
+            inside = (cell == torch.tensor(one)).all(-1) & kept[:, grid.prefix :]
+            count = inside.sum(-1, keepdim=True)
+            total = (x[:, grid.prefix :] * inside[..., None]).sum(1)
+            tokens.append((total / count.clamp(min=1))[:, None])
+            sees.append(count > 0)
+        k, v = self.kv(torch.cat(tokens, dim=1)).chunk(2, dim=-1)
+        heads = self.pooled.heads
+        keys, seen = (split(k, heads), split(v, heads)), torch.cat(sees, dim=1)
+        return softmax_heads(self, inputs, attention, keys, sees=seen[:, None, None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from attnkit.layouts.orders import Order, permuted_order
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.permutation import random_permutation
+from attnkit.primitives.plain import softmax_heads
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
@@ -82,6 +83,9 @@ class RandomWindowHeads(SoftmaxHeads):
         place = self.permutation(inputs).argsort()
         window = place // self.random.window
         return window[:, None] == window
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        return softmax_heads(self, inputs, attention)
 
     def order(self, inputs: HeadInputs) -> Order:
         """The windows of this pass."""

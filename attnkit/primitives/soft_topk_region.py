@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,8 @@ from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
 from attnkit.layouts.orders import Order
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import merged, softmax_heads
+from attnkit.primitives.plain_regions import cells_of, in_cells, region_numbers, with_prefix
 from attnkit.primitives.regions import PooledRegionOptions, Regions, best_regions
 from attnkit.primitives.softmax import Plan, SoftmaxHeads
 
@@ -112,6 +114,43 @@ class SoftTopKRegionHeads(SoftmaxHeads):
             match, index = best_regions((queries * self.scale) @ keys.mT, counts, self.region.topk)
             weights = match.masked_fill(index < 0, torch.finfo(match.dtype).min).softmax(-1)
         return weights, index
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        """Attention of each region's queries to everything weighted for that region."""
+        options, grid, prefix = self.region, inputs.grid, inputs.grid.prefix
+        lengths = [-(-size // options.regions) for size in grid.sizes]
+        region, count = region_numbers(grid, lengths, options.regions), options.regions**grid.ndim
+        tokens = region == torch.arange(count)[:, None]
+        weights = self._weights_written_out(inputs, tokens)
+        number, inside = cells_of(grid, lengths, options)
+
+        def routed(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+            everything = torch.ones(len(q), grid.tokens, dtype=torch.bool)
+            kept = everything if inputs.token_mask is None else inputs.token_mask
+            out = torch.zeros(*q.shape[:3], v.shape[3], dtype=v.dtype)
+            out[:, :, :prefix] = attention(q[:, :, :prefix], k, v, scale=scale, sees=kept[:, None, None])
+            (keys, held), (values, _) = (in_cells(one, inside, inputs, options.pool) for one in (k, v))
+            for at in region.unique().tolist():
+                factor = torch.cat([weights.new_ones(len(q), prefix), weights[:, at, number]], dim=1)[:, None, :, None]
+                sees = with_prefix((weights[:, at, number] > 0)[:, None, None], inputs, held)[:, :, prefix:]
+                rows = torch.cat([torch.zeros(prefix, dtype=torch.bool), region == at])
+                out[:, :, rows] = attention(q[:, :, rows], keys * factor, values * factor, scale=scale, sees=sees)
+            return out
+
+        return softmax_heads(self, inputs, routed)
+
+    def _weights_written_out(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
+        """The weight of every region for every region, 0 where it is not chosen: (B, R, R)."""
+        means, held = [], torch.zeros(())
+        for rows in inputs.qkv[:2]:
+            mean, held = in_cells(rows, tokens, inputs, "mean")
+            mean = merged(mean[:, :, inputs.grid.prefix :])
+            mean = mean.detach() if self.region.router == "detached" else mean
+            means.append(mean if self.router is None else mean @ self.router.weight.t() + self.router.bias)
+        match = (means[0] @ means[1].mT * self.scale).masked_fill(~held[:, None], -torch.inf)
+        last = match.sort(-1, descending=True).values[..., : self.region.topk][..., -1:]
+        chosen = (match >= last) & held[:, None]
+        return match.masked_fill(~chosen, -1e30).softmax(-1) * chosen
 
     def _cells(self, image: Tensor, present: Tensor | None, regions: Regions) -> tuple[Tensor, Tensor | None]:
         if self.region.pool != "none":

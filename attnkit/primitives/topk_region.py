@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +14,8 @@ from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.layouts import Blocks
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import softmax_heads
+from attnkit.primitives.plain_regions import cells_of, in_cells, region_numbers, seen_regions, with_prefix
 from attnkit.primitives.regions import PooledRegionOptions, Regions, best_regions, rows_order
 from attnkit.primitives.softmax import Plan, SoftmaxHeads
 
@@ -113,6 +114,17 @@ class TopKRegionHeads(SoftmaxHeads):
                 keys.append(sees[..., region] & held)
         return torch.stack(keys, dim=-1)
 
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        options, grid = self.region, inputs.grid
+        if options.pool == "none":
+            return softmax_heads(self, inputs, attention)
+        lengths = [-(-size // options.regions) for size in grid.sizes]
+        number, inside = cells_of(grid, lengths, options)
+        routed = seen_regions(inputs, lengths, options.regions, options.topk, per_head=options.routing == "per_head")
+        (keys, held), (values, _) = (in_cells(rows, inside, inputs, options.pool) for rows in inputs.qkv[1:])
+        sees = with_prefix(routed[..., number], inputs, held)
+        return softmax_heads(self, inputs, attention, (keys, values), sees=sees)
+
 
 def _pooled(
     rows: Tensor, regions: Regions, present: Tensor | None, options: TopKRegion
@@ -123,37 +135,3 @@ def _pooled(
         image = image.where(present, 0.0)
     cells, held = regions.pooled(image, present, options)
     return torch.cat([rows[:, :, : regions.grid.prefix], cells.flatten(2, 3)], dim=2), held
-
-
-def region_numbers(grid: Grid, lengths: Sequence[int], sides: int | Sequence[int]) -> Tensor:
-    """Number of the region in which each image token lies, row-major: int64 (image tokens,)."""
-    number = torch.zeros(grid.image_tokens, dtype=torch.int64)
-    counts = [sides] * grid.ndim if isinstance(sides, int) else sides
-    for at, length, count in zip(grid.coords().T, lengths, counts, strict=True):
-        number = number * count + at // length
-    return number
-
-
-def seen_regions(
-    inputs: HeadInputs, lengths: Sequence[int], sides: int | Sequence[int], topk: int, *, per_head: bool = False
-) -> Tensor:
-    """Which regions each image token is routed to, one mean after the other: bool (B, heads, image tokens, R)."""
-    grid = inputs.grid
-    q, k, _ = (one[:, :, grid.prefix :].detach().float() for one in inputs.qkv)
-    region = region_numbers(grid, lengths, sides)
-    count = sides**grid.ndim if isinstance(sides, int) else math.prod(sides)
-    present = torch.ones(len(q), grid.image_tokens, dtype=torch.bool)
-    if inputs.token_mask is not None:
-        present = inputs.token_mask[:, grid.prefix :]
-    sees = torch.zeros(*q.shape[:3], count, dtype=torch.bool)
-    for item, here in enumerate(present):
-        filled = region[here].unique().tolist()
-        for mine in region.unique().tolist():
-            rows = here & (region == mine)
-            query = q[item, :, rows].mean(1) if rows.any() else torch.zeros_like(q[item, :, 0])
-            scores = [(query * k[item, :, here & (region == one)].mean(1)).sum(-1) for one in filled]
-            for head in range(q.shape[1]):
-                each = [float(one[head] if per_head else one.sum()) for one in scores]
-                best = sorted(filled, key=lambda one, each=each: -each[filled.index(one)])[:topk]
-                sees[item, head] |= (region == mine)[:, None] & torch.tensor([one in best for one in range(count)])
-    return sees

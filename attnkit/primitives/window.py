@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from attnkit.grid import Grid
 from attnkit.layouts import Blocks, RelativeTable
 from attnkit.options import among, positive
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.plain import softmax_heads
 from attnkit.primitives.softmax import Plan, SoftmaxHeads, SoftmaxOptions
 
 
@@ -102,6 +103,10 @@ class WindowHeads(SoftmaxHeads):
                 window = at // side
             same &= window[:, None] == window
         return same
+
+    def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
+        bias = None if self.relative_bias is None else RelativeTable(self.relative_bias, inputs.grid)
+        return softmax_heads(self, inputs, attention, bias=bias)
 
     def _bias(self, grid: Grid) -> RelativeTable | None:
         table: Tensor | None = self.relative_bias

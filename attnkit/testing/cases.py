@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnkit.grid import Grid
+from attnkit.grid import Grid, Sizes
 from attnkit.kernels.call import AttendCall
-from attnkit.layouts import Layout
+from attnkit.layouts import Layout, RelativeTable, Stencil
 from attnkit.primitives import PrimitiveOptions
 from attnkit.testing.layouts import random_layout
 from attnkit.testing.tensors import random_tensor
@@ -22,6 +22,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# The form of a bias or gain that is a relative table.
+TABLE = 16
 MEMORY = ("contiguous", "heads_last", "width_first", "every_other")
 
 
@@ -70,7 +72,8 @@ class AttentionCase:
         head_dim: width of queries and keys, D.
         value_dim: width of values.
         seed: of the layout and the numbers.
-        bias: sum of 1, 2, 4 and 8 for the dimensions (B, heads, Nq, Nk) over which a bias varies, or None for no bias.
+        bias: sum of 1, 2, 4 and 8 for the dimensions (B, heads, Nq, Nk) over which a bias varies, 16 for a relative
+            table (one number where queries and keys do not lie on one grid), or None for no bias.
         gain: the same for a gain.
         lse: whether the lse is asked for.
         dtype: name of the dtype of q, k and v.
@@ -109,20 +112,38 @@ class AttentionCase:
             for at, shape in enumerate(shapes)
         ]
         full = (self.batch, self.heads, queries, keys)
+        stride = _stride(layout, self.grid)
+        tables = [form == TABLE and stride is not None for form in (self.bias, self.gain)]
+        extents = (self.heads, *(1 + 2 * (self.seed // 4**axis % 4) for axis in range(self.grid.ndim)))
         pairs = [
             None
             if form is None
             else random_tensor(
-                *(size if form >> axis & 1 else 1 for axis, size in enumerate(full)), seed=5 * self.seed + at, dtype=own
+                *(extents if table else (size if form >> axis & 1 else 1 for axis, size in enumerate(full))),
+                seed=5 * self.seed + at,
+                dtype=own,
             )
-            for at, form in ((3, self.bias), (4, self.gain))
+            for at, form, table in zip((3, 4), (self.bias, self.gain), tables, strict=True)
         ]
-        q, k, v = (one if dtype is None else one.to(dtype) for one in rows)
-        bias, gain = (one if dtype is None or one is None else one.to(dtype) for one in pairs)
-        for one in (q, k, v, bias, gain):
+        leaves = [None if one is None else one.to(dtype or own) for one in (*rows, *pairs)]
+        for one in leaves:
             if one is not None and grad:
                 one.requires_grad_()
+        q, k, v, *values = leaves
+        assert q is not None and k is not None and v is not None
+        fill = self.seed % 3 / 2
+        bias, gain = (
+            RelativeTable(one, self.grid, stride or 1, fill) if table and one is not None else one
+            for one, table in zip(values, tables, strict=True)
+        )
         return AttendCall(q, k, v, layout, 0.2 + self.seed % 7 / 5, bias, gain, self.lse)
+
+
+def _stride(layout: Layout, grid: Grid) -> Sizes | None:
+    """The step between queries where queries and keys lie on one grid, else None."""
+    if isinstance(layout, Stencil):
+        return layout.stride
+    return 1 if layout.num_queries == layout.num_keys == grid.tokens else None
 
 
 def arranged(rows: Tensor, memory: str) -> Tensor:

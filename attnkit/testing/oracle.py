@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnkit.kernels import AttendCall
+from attnkit.kernels.call import PairValues
+from attnkit.layouts import RelativeTable
 
 
 def dense_attention(
@@ -47,6 +52,32 @@ def dense_attention(
     return torch.einsum("bhij,bhje->bhie", weights, v), lse
 
 
+def relative_values(table: RelativeTable) -> Tensor:
+    """What a relative table says of every pair: `value[h, i, j] = table[h, key(j) - stride * query(i) + extent // 2]`.
+
+    Args:
+        table: the table; `fill` stands for offsets outside it and for pairs with a prefix token.
+
+    Returns:
+        (1, heads, Nq, Nk) in the table's dtype, differentiable.
+    """
+    sizes, prefix = table.grid.sizes, table.grid.prefix
+    steps = (table.stride,) * len(sizes) if isinstance(table.stride, int) else table.stride
+    keys = torch.tensor(list(itertools.product(*map(range, sizes))))
+    queries = torch.tensor(list(itertools.product(*map(range, (0,) * len(sizes), sizes, steps))))
+    extents = torch.tensor(table.table.shape[1:])
+    spots = keys[None, :] - queries[:, None] + extents // 2
+    inside = ((spots >= 0) & (spots < extents)).all(-1)
+    spots = spots.where(inside[..., None], 0).to(table.table.device)
+    values = table.table[(slice(None), *spots.unbind(-1))].where(inside.to(table.table.device), table.fill)
+    return F.pad(values, (prefix, 0, prefix, 0), value=table.fill)[None]
+
+
+def pair_values(values: PairValues | None) -> Tensor | None:
+    """A bias or gain as a tensor that broadcasts to (B, heads, Nq, Nk), a relative table written out."""
+    return relative_values(values) if isinstance(values, RelativeTable) else values
+
+
 def expected(call: AttendCall) -> tuple[Tensor, Tensor]:
     """`dense_attention` of a call, such as one collected by `attnkit.kernels.recording`.
 
@@ -58,5 +89,5 @@ def expected(call: AttendCall) -> tuple[Tensor, Tensor]:
     """
     mask = call.layout.to_mask(call.q.device)
     seen = mask.any(-2)[..., None]
-    bias, gain = call.pair_values(call.bias), call.pair_values(call.gain)
+    bias, gain = pair_values(call.bias), pair_values(call.gain)
     return dense_attention(call.q, call.k.where(seen, 0.0), call.v.where(seen, 0.0), mask, call.scale, bias, gain)

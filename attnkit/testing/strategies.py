@@ -13,7 +13,7 @@ from attnkit.kernels.dispatch import backend_named
 from attnkit.layouts import Layout
 from attnkit.primitives import PrimitiveOptions
 from attnkit.registry import list_primitives
-from attnkit.testing.cases import MEMORY, AttentionCase, PrimitiveCase
+from attnkit.testing.cases import MEMORY, TABLE, AttentionCase, PrimitiveCase
 from attnkit.testing.layouts import KINDS, random_layout
 from attnkit.testing.options import random_options
 from attnkit.testing.subject import Subject
@@ -124,7 +124,7 @@ def attention_cases(
     draw: st.DrawFn, kinds: Sequence[str] = KINDS, backends: Sequence[str] = ("reference", "sdpa", "gather")
 ) -> AttentionCase:
     """Cases of attention over layouts of some kinds on some backends that accept them."""
-    forms = st.none() | st.integers(0, 15)
+    forms = st.none() | st.integers(0, 15) | st.just(TABLE)
     case = AttentionCase(
         kind=draw(st.sampled_from(list(kinds))),
         grid=draw(grids(max_height=6, max_width=7, max_prefix=5)),

@@ -81,16 +81,28 @@ class Subject:
             self.group(self.inputs() if inputs is None else inputs)
         return found
 
-    def gradients(
-        self, answer: Callable[[AttendCall], AttendResult] | None = None
-    ) -> tuple[list[Tensor], list[Tensor], list[str]]:
-        """Outputs, gradients of everything that goes in, and its names: `x`, `q`, `k`, `v`, then the parameters."""
-        parameters = dict(self.group.named_parameters())
-        inputs = {**self.leaves, **parameters}
+    def gradients(self, compute: Callable[[], Tensor] | None = None) -> tuple[list[Tensor], list[Tensor], list[str]]:
+        """Outputs, gradients of everything that goes in, and its names: `x`, `q`, `k`, `v`, then the parameters.
+
+        Args:
+            compute: gives the output; the group itself where not given.
+        """
+        inputs = {**self.leaves, **dict(self.group.named_parameters())}
         outputs, gradients = outputs_and_gradients(
-            lambda *_: self.run(answer=answer).out, list(inputs.values()), seed=self.case.seed
+            lambda *_: self.run().out if compute is None else compute(), list(inputs.values()), seed=self.case.seed
         )
         return outputs, gradients, list(inputs)
+
+    def promised(self, out: Tensor) -> Tensor:
+        """Rows of an output that say anything: bool (B, N'). A masked token's own row may hold what it likes.
+
+        With a stride the rows behind the prefix are places of the image, not tokens.
+        """
+        if self.case.options.output_stride() == 1 and out.shape[2] == self.kept.shape[1]:
+            return self.kept
+        prefix = self.case.grid.prefix
+        places = torch.ones(out.shape[0], out.shape[2] - prefix, dtype=torch.bool)
+        return torch.cat([self.kept[:, :prefix], places], dim=1)
 
     @property
     def kept(self) -> Tensor:

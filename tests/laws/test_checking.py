@@ -77,7 +77,7 @@ def test_a_right_primitive_passes_and_prints_what_was_tried():
 def test_plans(plan):
     case, calls = plan
     assert len(calls) == 1 and calls[0].layout.kind == "blocks"
-    assert calls[0].q.shape == (case.batch, case.options.heads, case.grid.tokens, case.head_dim)
+    assert calls[0].q.shape[:3] == (case.batch, case.options.heads, case.grid.tokens)
 
 
 def test_names_dicts_and_options():

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from attnkit.layouts import Layout, TokenMask, concat_heads, intersect, restrict, union
+from attnkit.layouts import Blocks, Layout, TokenMask, concat_heads, intersect, restrict, union
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.law import Law, require
 from attnkit.testing.subject import Subject
@@ -29,7 +29,10 @@ def attention(case: AttentionCase) -> None:
     _restricted(layout, case.seed)
     same = dataclasses.replace(case, seed=case.seed + 1).layout()
     chances = random_tensor(case.heads, layout.num_queries, layout.num_keys, seed=case.seed)
-    for other in (same, layout, TokenMask(chances < 0.3)):
+    others = [same, layout, TokenMask(chances < 0.3)]
+    if isinstance(layout, Blocks) and layout.index is not None and layout.key_order is None:
+        others.append(dataclasses.replace(layout, index=None, unique=False))
+    for other in others:
         if (other.num_queries, other.num_keys) != (layout.num_queries, layout.num_keys):
             continue
         one, two = layout.to_mask(), other.to_mask()

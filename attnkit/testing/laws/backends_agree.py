@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from attnkit.kernels.dispatch import backend_named, use_backend
+from attnkit.kernels.dispatch import backend_named, recording, use_backend
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer, tensors
-from attnkit.testing.laws.law import Law, agree_all
+from attnkit.testing.laws.law import Law, agree_all, require
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
 
@@ -21,8 +21,11 @@ def primitive(case: PrimitiveCase) -> None:
     subject = Subject(case)
     first = None
     for name in QUICK:
-        with use_backend(f"{name},reference"):
+        with use_backend(f"{name},reference"), recording() as choices:
             outputs, gradients, names = subject.gradients()
+        for choice in choices:
+            able = "reference" if backend_named(name).why_not(choice.call) else name
+            require(choice.backend == able, f"use_backend({name!r}) is in force, but {choice.backend} ran")
         if first is None:
             first = outputs + gradients
         labels = [f"on {name}, {what}" for what in ("the output", *(f"the gradient of {one}" for one in names))]
@@ -38,9 +41,12 @@ def attention(case: AttentionCase) -> None:
         if backend_named(name).why_not(call):
             continue
         inputs = [one for one in tensors(call) if one is not None]
-        outputs, gradients = outputs_and_gradients(
-            lambda *_, call=call, name=name: answer(call, name), inputs, seed=case.seed
-        )
+        with recording() as choices:
+            outputs, gradients = outputs_and_gradients(
+                lambda *_, call=call, name=name: answer(call, name), inputs, seed=case.seed
+            )
+        ran = [choice.backend for choice in choices]
+        require(ran == [name], f"backend={name!r} was asked for, but {ran} ran")
         found[name] = outputs + gradients
     for name, one in found.items():
         labels = [f"on {name} against {case.backend}, result {at}" for at in range(len(one))]

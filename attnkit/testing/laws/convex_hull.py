@@ -10,6 +10,7 @@ from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, agree, require
+from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
 
@@ -55,7 +56,8 @@ def attention(case: AttentionCase) -> None:
         seeing = call.layout.to_mask().any(-1).expand(constant.shape[:3])
         agree(constant, -2.5 * seeing[..., None].expand_as(constant).double(), "the output for values of -2.5")
     shift = random_tensor(case.batch, case.heads, call.layout.num_queries, 1, seed=case.seed + 5)
-    bias = shift if call.bias is None else call.bias + shift  # type: ignore[operator]
+    own = pair_values(call.bias)
+    bias = shift if own is None else own + shift
     shifted = answer(call.replace(bias=bias), case.backend)
     agree(shifted[0], found[0], "the output with all logits of a row shifted")
     if call.return_lse:

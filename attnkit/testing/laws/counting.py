@@ -34,7 +34,8 @@ def attention(case: AttentionCase) -> None:
 
 def _counts(layout: Layout) -> None:
     mask = layout.to_mask()
-    batch, heads = layout.lead
+    # What does not vary over items or heads is counted for all of them.
+    batch, heads = (2 if one == 1 else one for one in layout.lead)
     seen = int(mask.expand(batch, heads, -1, -1).sum())
     dense = batch * heads * layout.num_queries * layout.num_keys
     require(layout.pairs(batch, heads) == seen, f"pairs() gives {layout.pairs(batch, heads)}, but the mask has {seen}")

@@ -30,11 +30,7 @@ def primitive(case: PrimitiveCase) -> None:
         for name, one in subject.leaves.items()
     }
     clean, other = (subject.run(one).out for one in (subject.inputs(), subject.inputs(**spoiled)))
-    # A masked token's own row may hold anything; with a stride rows are places of the image, not tokens.
-    rows = kept if case.options.output_stride() == 1 and clean.shape[2] == kept.shape[1] else None
-    if rows is None:
-        rows = torch.ones(len(clean), clean.shape[2], dtype=torch.bool)
-        rows[:, : case.grid.prefix] = kept[:, : case.grid.prefix]
+    rows = subject.promised(clean)
     clean, other = (one.transpose(1, 2)[rows] for one in (clean, other))
     require(other.isfinite().all(), f"{poison} in a masked token reaches the output")
     agree(other, clean, f"with {poison} in masked tokens, the output of the others")

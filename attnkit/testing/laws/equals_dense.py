@@ -1,32 +1,38 @@
-"""Law 1: attention is dense attention under the layout's mask, and the mask is the primitive's definition."""
+"""Law 1: attention is dense attention under the layout's mask; mask and output are as the primitive defines them."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from attnkit.kernels.attend import attend
-from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.layouts.base import framed
+from attnkit.kernels.call import AttendCall, AttendResult, PairValues
+from attnkit.layouts import RelativeTable
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
-from attnkit.testing.laws.law import Law, agree_all, require, within
-from attnkit.testing.oracle import dense_attention, expected
+from attnkit.testing.laws.law import Law, agree, agree_all, require, within
+from attnkit.testing.oracle import dense_attention, expected, pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
 from attnkit.testing.tolerance import assert_within_budget, naive_attention
 
 
 def primitive(case: PrimitiveCase) -> None:
-    """The layouts are as defined; outputs and gradients are those that the oracle gives in place of the backends."""
+    """The layouts are as defined; outputs and gradients are those that the oracle gives in place of the backends, and
+    those of the primitive's formula."""
     subject = Subject(case)
     calls = subject.calls()
     for call, result in calls:
         _call(call, result)
-    _definition(subject, [call for call, _ in calls])
+    mask = _defined(subject)
+    if mask is not None and calls:
+        _definition(subject, mask, [call for call, _ in calls])
     if case.dtype == "float64":
         outputs, gradients, names = subject.gradients()
-        right, right_gradients, _ = subject.gradients(answer=oracle)
+        right, right_gradients, _ = subject.gradients(lambda: subject.run(answer=oracle).out)
         agree_all(outputs, right, ["the output"])
         agree_all(gradients, right_gradients, [f"the gradient of {name}" for name in names], relative=1e-8)
+        _formula(subject, mask)
 
 
 def oracle(call: AttendCall) -> AttendResult:
@@ -37,7 +43,7 @@ def oracle(call: AttendCall) -> AttendResult:
 
 def _call(call: AttendCall, result: AttendResult) -> None:
     exact = expected(call)[0]
-    bias, gain = call.pair_values(call.bias), call.pair_values(call.gain)
+    bias, gain = pair_values(call.bias), pair_values(call.gain)
     plain = naive_attention(call.q, call.k, call.v, call.layout.to_mask(), call.scale, bias, gain)
     terms = [one for one in (exact, call.q, call.k, call.v) if one.numel()]
     scale = max((float(one.detach().abs().max()) for one in terms), default=0.0)
@@ -48,19 +54,56 @@ def _call(call: AttendCall, result: AttendResult) -> None:
     )
 
 
-def _definition(subject: Subject, calls: list[AttendCall]) -> None:
-    inputs = subject.inputs()
-    defined = subject.group.definition(inputs)
+def _defined(subject: Subject) -> Tensor | None:
+    """The definition for all tokens: bool (B, heads or 1, Nq, Nk)."""
+    defined = subject.group.definition(subject.inputs())
     if defined is None:
-        return
+        return None
     while defined.ndim < 4:
         defined = defined[None]
-    grid, batch = subject.case.grid, subject.case.batch
-    mask = framed(defined, grid.prefix, grid.prefix).expand(batch, -1, -1, -1)
-    if mask.shape[-1] == grid.tokens:
-        mask = mask & subject.kept[:, None, None, :]
-    elif subject.token_mask is not None:
+    prefix = subject.case.grid.prefix
+    mask = F.pad(defined, (prefix, 0, prefix, 0), value=True).expand(subject.case.batch, -1, -1, -1)
+    if mask.shape[-1] == subject.case.grid.tokens:
+        return mask & subject.kept[:, None, None, :]
+    # Keys that are no tokens: nobody knows which of them are masked.
+    return mask if subject.token_mask is None else None
+
+
+def _formula(subject: Subject, mask: Tensor | None) -> None:
+    """The output as the primitive writes it out, under the mask as it is defined."""
+
+    def attention(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        bias: PairValues | None = None,
+        gain: PairValues | None = None,
+        sees: Tensor | None = None,
+    ) -> Tensor:
+        seen = mask if sees is None else sees
+        require(seen is not None, "what is written out needs a definition, or the mask as sees=")
+        assert seen is not None
+        return dense_attention(q, k, v, seen, scale, pair_values(bias), pair_values(gain))[0]
+
+    formula = subject.group.written_out(subject.inputs(), attention)
+    if formula is None:
         return
+    output = subject.run()
+    found, grid = output.out, output.grid
+    require(found.shape[2] == grid.tokens, f"the output has {found.shape[2]} tokens, but its grid is {grid}")
+    require(found.shape == formula.shape, f"the output has shape {tuple(found.shape)}, not {tuple(formula.shape)}")
+    rows = subject.promised(found)[:, None, :, None]
+    outputs, gradients, names = subject.gradients(lambda: found.where(rows, 0.0))
+    right, right_gradients, _ = subject.gradients(lambda: formula.where(rows, 0.0))
+    agree(outputs[0], right[0], "by its formula, the output")
+    labels = [f"by its formula, the gradient of {name}" for name in names]
+    agree_all(gradients, right_gradients, labels, relative=1e-8)
+
+
+def _definition(subject: Subject, mask: Tensor, calls: list[AttendCall]) -> None:
+    grid, batch = subject.case.grid, subject.case.batch
     found = torch.cat([call.layout.to_mask().expand(batch, call.q.shape[1], -1, -1) for call in calls], dim=1)
     require(
         found.shape[2:] == mask.shape[2:],
@@ -85,22 +128,23 @@ def attention(case: AttentionCase) -> None:
     """Output, lse and gradients against the oracle: exact in float64, else within a multiple of plain attention's."""
     names = ["q", "k", "v", "bias", "gain"]
 
-    def run(dtype: torch.dtype | None, compute: str) -> tuple[list[torch.Tensor], list[torch.Tensor], list[str]]:
+    def run(dtype: torch.dtype | None, compute: str) -> tuple[list[Tensor], list[Tensor], list[str]]:
         call = case.call(grad=True, dtype=dtype)
         pairs = [(name, one) for name, one in zip(names, tensors(call), strict=True) if one is not None]
 
-        def forward(*_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def forward(*_: Tensor) -> tuple[Tensor, ...]:
             if compute == "backend":
                 return answer(call, case.backend)
-            mask = call.layout.to_mask()
+            mask, bias, gain = call.layout.to_mask(), pair_values(call.bias), pair_values(call.gain)
             if compute == "naive":
-                return (naive_attention(call.q, call.k, call.v, mask, call.scale, call.bias, call.gain),)  # type: ignore[arg-type]
-            out, lse = dense_attention(call.q, call.k, call.v, mask, call.scale, call.bias, call.gain)  # type: ignore[arg-type]
+                return (naive_attention(call.q, call.k, call.v, mask, call.scale, bias, gain),)
+            out, lse = dense_attention(call.q, call.k, call.v, mask, call.scale, bias, gain)
             return (out, lse) if case.lse else (out,)
 
         outputs, gradients = outputs_and_gradients(forward, [one for _, one in pairs], seed=case.seed)
         return outputs, gradients, [name for name, _ in pairs]
 
+    _default_scale(case)
     outputs, gradients, inputs = run(None, "backend")
     right, right_gradients, _ = run(torch.float64, "oracle")
     require(outputs[0].dtype == case.call().v.dtype, f"the output is {outputs[0].dtype}, but v is {case.dtype}")
@@ -126,13 +170,20 @@ def attention(case: AttentionCase) -> None:
             )
 
 
-def tensors(call: AttendCall) -> tuple[torch.Tensor | None, ...]:
-    """The call's tensors that are not RelativeTables."""
-    pairs = [one if isinstance(one, torch.Tensor) else None for one in (call.bias, call.gain)]
+def _default_scale(case: AttentionCase) -> None:
+    call = case.call(dtype=torch.float64)
+    out = attend(call.q, call.k, call.v, call.layout, backend=case.backend)
+    right = dense_attention(call.q, call.k, call.v, call.layout.to_mask(), case.head_dim**-0.5)[0]
+    agree(out, right, "with no scale given, the output")
+
+
+def tensors(call: AttendCall) -> tuple[Tensor | None, ...]:
+    """The call's tensors, those of relative tables too."""
+    pairs = [one.table if isinstance(one, RelativeTable) else one for one in (call.bias, call.gain)]
     return (call.q, call.k, call.v, *pairs)
 
 
-def answer(call: AttendCall, backend: str | None) -> tuple[torch.Tensor, ...]:
+def answer(call: AttendCall, backend: str | None) -> tuple[Tensor, ...]:
     """Out, and lse where it is asked for, from a backend."""
     if call.return_lse:
         return attend(
@@ -147,7 +198,7 @@ def answer(call: AttendCall, backend: str | None) -> tuple[torch.Tensor, ...]:
 LAW = Law(
     1,
     "equals_dense",
-    "Output and gradients are those of dense attention under the layout's mask, and the mask is as defined.",
+    "Output and gradients are those of dense attention under the layout's mask; mask and output are as defined.",
     primitive,
     attention,
 )

@@ -10,16 +10,18 @@ from torch import Tensor
 from attnkit.heads import HeadMix
 from attnkit.kernels.call import AttendCall
 from attnkit.layouts import TokenMask
-from attnkit.primitives import Conv, Dense, LearnedUpsample
+from attnkit.primitives import Conv, Dense, HeadInputs, LearnedUpsample
+from attnkit.primitives.plain import merged, split
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, agree, agree_all
+from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor, randomize_parameters
 
 
 def primitive(case: PrimitiveCase) -> None:
-    """Items alone or in another order give what they give together; a neighbour in the mix has no influence."""
+    """Items alone or in another order give what they give together; a mix is its groups side by side."""
     case = dataclasses.replace(case, dtype="float64")
     subject = Subject(case)
     together = subject.run().out
@@ -32,34 +34,38 @@ def primitive(case: PrimitiveCase) -> None:
         mask = None if subject.token_mask is None else subject.token_mask[:1]
         alone = subject.run(subject.inputs(**first, token_mask=mask)).out
         agree(alone, together[:1], "the output of the first item alone")
-    _neighbour(case)
+    _in_a_mix(case)
 
 
-def _neighbour(case: PrimitiveCase) -> None:
-    # The outputs are told apart by an identity as wide as the layer, which need not be wide.
-    case = dataclasses.replace(case, head_dim=min(case.head_dim, 4))
+def _in_a_mix(case: PrimitiveCase) -> None:
+    """Beside another group, before or behind it, all on one projection in and one out."""
+    # How wide the heads are makes no difference here.
+    width = min(case.head_dim, 4)
     options = case.options
     stride, scale = options.output_stride(), options.output_scale()
     other = Dense(1) if stride == 1 else Conv(1, stride=stride)
     other = other if scale == 1 else LearnedUpsample(1, 1, scale=scale)
-    dim = case.head_dim * (options.heads + 1)
+    groups = [options, other] if case.seed % 2 else [other, options]
     if getattr(options, "lepe_on", "v") == "x":
-        return
-    outs = []
-    for seed in (1, 2):
-        mix = randomize_parameters(HeadMix(dim, [options, other], layer=case.seed % 5).double(), seed=case.seed)
-        columns = mix.columns[0]
-        own = columns.q + columns.k + columns.v
-        with torch.no_grad():
-            assert mix.qkv is not None and isinstance(mix.proj, torch.nn.Linear)
-            mix.proj.weight.copy_(torch.eye(dim))
-            # The neighbour's columns and all that lies behind them get other weights.
-            mix.qkv.weight[own:] = random_tensor(*mix.qkv.weight[own:].shape, seed=seed)
-        randomize_parameters(mix.groups[1], seed=seed)
-        mix.train(case.training)
-        x = random_tensor(case.batch, case.grid.tokens, dim, seed=case.seed)
-        outs.append(mix(x, case.grid)[..., : dim - case.head_dim])
-    agree(outs[1], outs[0], "with other weights in a neighbouring group, the group's output")
+        groups = [options]
+    dim = width * sum(group.heads for group in groups)
+    mix = randomize_parameters(HeadMix(dim, groups, layer=case.seed % 5).double(), seed=case.seed).train(case.training)
+    x = random_tensor(case.batch, case.grid.tokens, dim, seed=case.seed)
+    mask = random_tensor(case.batch, case.grid.tokens, seed=case.seed + 17) < 0.5 if case.masked else None
+    draw = torch.tensor(case.seed % 7) if case.training else None
+    assert mix.qkv is not None and isinstance(mix.proj, torch.nn.Linear)
+    columns = (x @ mix.qkv.weight.t() + mix.qkv.bias).split([1] * mix.qkv.out_features, dim=-1)
+    outs, at = [], 0
+    for group, one, needs in zip(mix.groups, groups, mix.columns, strict=True):
+        rows: dict[str, Tensor | None] = {}
+        for name in ("q", "k", "v"):
+            count = getattr(needs, name)
+            rows[name] = split(torch.cat(columns[at : at + count], dim=-1), one.heads) if count else None
+            at += count
+        outs.append(merged(group(HeadInputs(x, **rows, grid=case.grid, token_mask=mask, draw=draw)).out))
+    right = torch.cat(outs, dim=-1) @ mix.proj.weight.t() + mix.proj.bias
+    found = mix(x, case.grid, token_mask=mask, draw=draw)
+    agree(found, right, f"the output of a mix of {' and '.join(group.kind for group in groups)}")
 
 
 def attention(case: AttentionCase) -> None:
@@ -79,7 +85,7 @@ def attention(case: AttentionCase) -> None:
     mask = pairs(call.layout.to_mask()) if case.batch else call.layout.to_mask()[:, :, query][..., key]
     # Only a kind that can hold any pattern can hold the relabelled one.
     layout = TokenMask(mask).lower("token_sets" if case.backend == "gather" else "token_mask")
-    bias, gain = (None if one is None else pairs(one) for one in (call.bias, call.gain))  # type: ignore[arg-type]
+    bias, gain = (None if one is None else pairs(one) for one in map(pair_values, (call.bias, call.gain)))
     other = AttendCall(
         relabelled(call.q, query), relabelled(call.k, key), relabelled(call.v, key), layout, call.scale, bias, gain,
         call.return_lse,

@@ -11,6 +11,7 @@ from attnkit.primitives import SoftmaxHeads
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, agree, require
+from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
 
@@ -65,7 +66,9 @@ def attention(case: AttentionCase) -> None:
     if case.gain is None:
         logits = (call.k.detach() @ call.q.detach()[:, :, query, :, None])[..., 0] * call.scale
         if call.bias is not None:
-            logits = logits + call.bias.detach().expand(-1, -1, call.layout.num_queries, -1)[:, :, query]  # type: ignore[union-attr]
+            bias = pair_values(call.bias)
+            assert bias is not None
+            logits = logits + bias.detach().expand(-1, -1, call.layout.num_queries, -1)[:, :, query]
         # The weights of the other keys may round to nothing.
         most = logits.masked_fill(~sees, -torch.inf).argmax(-1, keepdim=True)
         some = torch.zeros_like(sees).scatter(-1, most, True)

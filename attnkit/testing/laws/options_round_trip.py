@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from typing import Any
 
 from attnkit.errors import AttnkitError
 from attnkit.testing.cases import PrimitiveCase
@@ -13,10 +14,21 @@ from attnkit.testing.laws.law import Law, require
 
 
 def primitive(case: PrimitiveCase) -> None:
-    """Plain, full, through JSON, pickled and copied; then one letter of every field is left out."""
+    """Plain, full, through JSON, pickled, copied, made of lists; then one letter of every field is left out."""
     options = case.options
     for plain in (options.to_dict(), options.to_dict(full=True), json.loads(json.dumps(options.to_dict()))):
         require(type(options).from_dict(plain) == options, f"from_dict({plain}) is not what to_dict() came from")
+    for plain in (options.to_dict(), options.to_dict(full=True)):
+        require(json.loads(json.dumps(plain)) == plain, f"to_dict() gives {plain}, which is not made of JSON types")
+    lists: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in ((field.name, getattr(options, field.name)) for field in dataclasses.fields(options))
+    }
+    try:
+        alike = type(options)(**lists) == options
+    except AttnkitError:
+        alike = False
+    require(alike, f"{lists} do not make the options that tuples make")
     require(pickle.loads(pickle.dumps(options)) == options, "pickled options are not equal to what they were")
     require(copy.deepcopy(options) == options, "copied options are not equal to what they were")
     require(hash(copy.deepcopy(options)) == hash(options), "equal options have different hashes")

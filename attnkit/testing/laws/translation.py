@@ -13,6 +13,7 @@ from attnkit.layouts import TokenMask
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, agree, agree_all
+from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
 
@@ -66,7 +67,7 @@ def attention(case: AttentionCase) -> None:
     masked = answer(call.replace(layout=call.layout.restrict(kept)), case.backend)
     cropped_mask = TokenMask(call.layout.to_mask()[..., kept])
     layout = cropped_mask.lower("token_sets" if case.backend == "gather" else "token_mask")
-    bias, gain = (_columns(one, kept) for one in (call.bias, call.gain))  # type: ignore[arg-type]
+    bias, gain = (_columns(pair_values(one), kept) for one in (call.bias, call.gain))
     cropped = AttendCall(
         call.q, call.k[:, :, kept], call.v[:, :, kept], layout, call.scale, bias, gain, call.return_lse
     )
