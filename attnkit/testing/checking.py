@@ -48,6 +48,7 @@ def check_primitive(
     laws: Iterable[str | int] | None = None,
     max_examples: int = 50,
     seed: int = 0,
+    shrink: bool = True,
 ) -> Checked:
     """Holds a primitive to the laws of attention; needs Hypothesis.
 
@@ -61,6 +62,7 @@ def check_primitive(
         laws: names or numbers of laws (see `attnkit.testing.LAWS`); all of them where not given.
         max_examples: number of cases per law, >= 1.
         seed: of the cases; equal seeds try equal cases.
+        shrink: whether to look for the smallest case that breaks a law, instead of stopping at the first one.
 
     Returns:
         How many cases were tried, which prints as a table.
@@ -73,7 +75,7 @@ def check_primitive(
     name = target if isinstance(target, str) else as_code(target)
     wanted = [law for law in laws_named(laws) if law.primitive is not None]
     strategies = load_extra("attnkit.testing.strategies", extra="testing", purpose="check_primitive")
-    return _checked(name, wanted, strategies.primitive_cases(target), max_examples, seed)
+    return _checked(name, wanted, strategies.primitive_cases(target), max_examples, seed, shrink)
 
 
 def check_backend(
@@ -83,6 +85,7 @@ def check_backend(
     laws: Iterable[str | int] | None = None,
     max_examples: int = 50,
     seed: int = 0,
+    shrink: bool = True,
 ) -> Checked:
     """Holds a backend to the laws of attention, over random layouts of every kind it accepts; needs Hypothesis.
 
@@ -92,6 +95,7 @@ def check_backend(
         laws: as in `check_primitive`.
         max_examples: as in `check_primitive`.
         seed: as in `check_primitive`.
+        shrink: as in `check_primitive`.
 
     Returns:
         As `check_primitive`.
@@ -107,7 +111,7 @@ def check_backend(
     strategies = load_extra("attnkit.testing.strategies", extra="testing", purpose="check_backend")
     chosen = strategies.KINDS if kinds is None else tuple(kinds)
     cases = strategies.attention_cases(kinds=chosen, backends=(name,))
-    return _checked(f"the backend {name!r}", wanted, cases, max_examples, seed)
+    return _checked(f"the backend {name!r}", wanted, cases, max_examples, seed, shrink)
 
 
 def check_case(law: str | int, case: PrimitiveCase | AttentionCase) -> None:
@@ -134,17 +138,17 @@ def _target(options: PrimitiveOptions | Mapping[str, Any] | str) -> PrimitiveOpt
     return options
 
 
-def _checked(subject: str, laws: list[Law], cases: Any, max_examples: int, seed: int) -> Checked:
+def _checked(subject: str, laws: list[Law], cases: Any, max_examples: int, seed: int, shrink: bool) -> Checked:
     if not isinstance(max_examples, int) or isinstance(max_examples, bool) or max_examples < 1:
         raise ConfigError(f"max_examples is a number of cases, an integer >= 1, but got {max_examples!r}")
     tried, refused = {}, {}
     with torch.random.fork_rng(devices=[]):
         for law in laws:
-            tried[law.name], refused[law.name] = _try(subject, law, cases, max_examples, seed)
+            tried[law.name], refused[law.name] = _try(subject, law, cases, max_examples, seed, shrink)
     return Checked(subject, tried, refused)
 
 
-def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int) -> tuple[int, int]:
+def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrink: bool) -> tuple[int, int]:
     import hypothesis
     from hypothesis.errors import Unsatisfiable
 
@@ -160,7 +164,7 @@ def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int) -> tu
         report_multiple_bugs=False,
         suppress_health_check=tuple(hypothesis.HealthCheck),  # type: ignore[arg-type]
         verbosity=hypothesis.Verbosity.quiet,
-        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        phases=[hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])],
     )
     @hypothesis.given(case=cases)
     def attempt(case: PrimitiveCase | AttentionCase) -> None:
