@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
-from attnkit.errors import ConfigError
+from attnkit.mixes import Mix
 from attnkit_models.backbones import PyramidConfig
 from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.checkpoints.biformer_models import BiFormer, BiFormerSTL, NchwBiFormerSTL, configuration
 from attnkit_models.checkpoints.family import Family
 from attnkit_models.checkpoints.keys import POINTWISE, KeyTable, Rule, Section
 
+_ALL = (Rule("*", "*"),)
+
+
+def _pointwise(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    """A linear layer of ours that is a convolution of one pixel of theirs."""
+    return Rule(f"{theirs}.weight", f"{ours}.weight", POINTWISE), Rule(f"{theirs}.bias", f"{ours}.bias")
+
+
+# Names inside an attention layer.
+LEPE = Rule("lepe.*", "groups.0.lepe.*")
 ROUTED = (
-    Rule("attn.qkv.qkv.*", "mix.qkv.*"),
-    Rule("attn.wo.*", "mix.proj.*"),
-    Rule("attn.lepe.*", "mix.groups.0.lepe.*"),
+    Rule("qkv.qkv.*", "qkv.*"),
+    Rule("wo.*", "proj.*"),
+    LEPE,
+    Rule("router.emb.*", "groups.0.router.*"),
 )
-DENSE = (
-    Rule("attn.qkv.*", "mix.qkv.*"),
-    Rule("attn.proj.*", "mix.proj.*"),
-    Rule("attn.lepe.*", "mix.groups.0.lepe.*"),
-)
+ROUTED_NCHW = (*_pointwise("qkv_linear", "qkv"), *_pointwise("output_linear", "proj"), LEPE)
+DENSE = (Rule("qkv.*", "qkv.*"), Rule("proj.*", "proj.*"), LEPE)
+DENSE_NCHW = (*_pointwise("qkv", "qkv"), *_pointwise("proj", "proj"), LEPE)
+CONVOLUTIONS = (*_pointwise("1", "qkv"), Rule("2.*", "groups.0.depthwise.*"), *_pointwise("3", "proj"))
+
 NORMS = (Rule("norm1.*", "norm1.*"), Rule("norm2.*", "norm2.*"))
+MLP = (Rule("mlp.0.*", "mlp.fc1.*"), Rule("mlp.2.*", "mlp.fc2.*"))
+MLP_NCHW = (*_pointwise("mlp.0", "mlp.fc1"), *_pointwise("mlp.2", "mlp.fc2"))
 TAIL = Section("", "", (Rule("norm.*", "norm.*"), Rule("head.*", "head.*")))
+
+# Their MLP keeps a place for the convolution; their STL blocks have neither that nor the rest.
+BLOCK = (
+    Rule("pos_embed.*", "position_conv.*"),
+    *NORMS,
+    Rule("mlp.0.*", "mlp.fc1.*"),
+    Rule("mlp.1.dwconv.*", "mlp.conv.*"),
+    Rule("mlp.3.*", "mlp.fc2.*"),
+    Rule("gamma1", "scale1"),
+    Rule("gamma2", "scale2"),
+)
+
+
+def attention_rules(mix: Mix, *, nchw: bool = False) -> tuple[Rule, ...]:
+    """Names inside the attention layer that a mix stands for.
+
+    Raises:
+        KeyError: if it stands for none.
+    """
+    group = mix.groups[0]
+    known = {"dense": DENSE_NCHW, "topk_region": ROUTED_NCHW, "padded_topk_region": ROUTED_NCHW}
+    if not nchw:
+        known = {"dense": DENSE, "topk_region": ROUTED, "soft_topk_region": ROUTED, "conv": CONVOLUTIONS}
+    if len(mix.groups) != 1 or group.kind not in known:
+        raise KeyError(f"a mix of {', '.join(one.kind for one in mix.groups)} has no counterpart")
+    return known[group.kind]
+
+
+def block_sections(mix: Mix, theirs: str, ours: str) -> list[Section]:
+    """Names inside a block of `biformer`."""
+    return [Section(f"{theirs}attn.", f"{ours}mix.", attention_rules(mix)), Section(theirs, ours, BLOCK)]
 
 
 def biformer_table(config: ModelConfig) -> KeyTable:
     """Names of `biformer`: norms behind the convolutions, a position convolution in every block."""
     config = _pyramid(config)
-    mlp = (Rule("mlp.0.*", "mlp.fc1.*"), Rule("mlp.3.*", "mlp.fc2.*"), Rule("mlp.1.dwconv.*", "mlp.conv.*"))
-    block = (
-        Rule("pos_embed.*", "position_conv.*"),
-        *NORMS,
-        *mlp,
-        Rule("gamma1", "scale1"),
-        Rule("gamma2", "scale2"),
-    )
     sections = [
         Section("downsample_layers.0.0.", "stem.0.conv.", _ALL),
         Section("downsample_layers.0.1.", "stem.0.norm.", _ALL),
@@ -45,39 +82,25 @@ def biformer_table(config: ModelConfig) -> KeyTable:
     for at in range(1, len(config.stages)):
         sections.append(Section(f"downsample_layers.{at}.0.", f"stages.{at}.merge.conv.", _ALL))
         sections.append(Section(f"downsample_layers.{at}.1.", f"stages.{at}.merge.norm.", _ALL))
-    for at, inner, rules in _blocks(config):
-        sections.append(Section(f"stages.{at}.{inner}.", f"stages.{at}.blocks.{inner}.", (*rules, *block)))
+    for at, inner, mix in _blocks(config):
+        sections += block_sections(mix, f"stages.{at}.{inner}.", f"stages.{at}.blocks.{inner}.")
     return KeyTable([*sections, TAIL])
 
 
-def stl_table(config: ModelConfig) -> KeyTable:
-    """Names of `biformer_stl`: norms before the convolutions."""
+def stl_table(config: ModelConfig, *, nchw: bool = False) -> KeyTable:
+    """Names of `biformer_stl`: norms before the convolutions; in `nchw`, linear layers are convolutions."""
     config = _pyramid(config)
-    mlp = (Rule("mlp.0.*", "mlp.fc1.*"), Rule("mlp.2.*", "mlp.fc2.*"))
-    sections = _stl_downsampling(config)
-    for at, inner, rules in _blocks(config):
-        place = Section(f"stages.{at}.blocks.{inner}.", f"stages.{at}.blocks.{inner}.", (*rules, *NORMS, *mlp))
-        sections.append(place)
-    return KeyTable([*sections, TAIL])
-
-
-def stl_nchw_table(config: ModelConfig) -> KeyTable:
-    """Names of `biformer_stl_nchw`: linear layers are convolutions of one pixel."""
-    config = _pyramid(config)
-    linear = (
-        ("mlp.0.", "mlp.fc1."),
-        ("mlp.2.", "mlp.fc2."),
-    )
-    routed = (("attn.qkv_linear.", "mix.qkv."), ("attn.output_linear.", "mix.proj."))
-    dense = (("attn.qkv.", "mix.qkv."), ("attn.proj.", "mix.proj."))
-    sections = _stl_downsampling(config)
-    for at, inner, rules in _blocks(config):
-        names = (*(dense if rules is DENSE else routed), *linear)
-        weights = [Rule(f"{theirs}weight", f"{ours}weight", POINTWISE) for theirs, ours in names]
-        biases = [Rule(f"{theirs}bias", f"{ours}bias") for theirs, ours in names]
-        lepe = Rule("attn.lepe.*", "mix.groups.0.lepe.*")
+    sections = [
+        Section("downsample_layers.0.0.", "stem.0.conv.", _ALL),
+        Section("downsample_layers.0.1.", "stem.0.norm.", _ALL),
+    ]
+    for at in range(1, len(config.stages)):
+        sections.append(Section(f"downsample_layers.{at}.0.", f"stages.{at}.merge.norm.", _ALL))
+        sections.append(Section(f"downsample_layers.{at}.1.", f"stages.{at}.merge.conv.", _ALL))
+    for at, inner, mix in _blocks(config):
         place = f"stages.{at}.blocks.{inner}."
-        sections.append(Section(place, place, (*weights, *biases, lepe, *NORMS)))
+        sections.append(Section(f"{place}attn.", f"{place}mix.", attention_rules(mix, nchw=nchw)))
+        sections.append(Section(place, place, (*NORMS, *(MLP_NCHW if nchw else MLP))))
     return KeyTable([*sections, TAIL])
 
 
@@ -87,33 +110,28 @@ def _pyramid(config: ModelConfig) -> PyramidConfig:
     return config
 
 
-def _stl_downsampling(config: PyramidConfig) -> list[Section]:
-    sections = [
-        Section("downsample_layers.0.0.", "stem.0.conv.", _ALL),
-        Section("downsample_layers.0.1.", "stem.0.norm.", _ALL),
-    ]
-    for at in range(1, len(config.stages)):
-        sections.append(Section(f"downsample_layers.{at}.0.", f"stages.{at}.merge.norm.", _ALL))
-        sections.append(Section(f"downsample_layers.{at}.1.", f"stages.{at}.merge.conv.", _ALL))
-    return sections
-
-
-def _blocks(config: PyramidConfig) -> Iterator[tuple[int, int, tuple[Rule, ...]]]:
-    """Stage, block, and the rules of its attention."""
+def _blocks(config: PyramidConfig) -> Iterator[tuple[int, int, Mix]]:
+    """Stage, block, and its mix."""
     for at, stage in enumerate(config.stages):
-        rules = ROUTED if stage.mix.groups[0].kind == "topk_region" else DENSE
         for inner in range(stage.depth):
-            yield at, inner, rules
+            yield at, inner, stage.mix
 
 
-def _later(hparams: Mapping[str, Any]) -> ModelConfig:
-    raise ConfigError(f"other models than the released ones are not part of this version yet, but got {dict(hparams)}")
-
-
-_ALL = (Rule("*", "*"),)
-
-BIFORMER = Family("biformer", _later, biformer_table, r"stages\.\d+\.\d+\.attn\.(qkv\.qkv|lepe)\.weight")
-BIFORMER_STL = Family("biformer_stl", _later, stl_table, r"stages\.\d+\.blocks\.\d+\.attn\.qkv\.qkv\.weight")
+BIFORMER = Family(
+    "biformer",
+    partial(configuration, BiFormer),
+    biformer_table,
+    r"stages\.\d+\.\d+\.attn\.(qkv\.qkv|lepe)\.weight",
+)
+BIFORMER_STL = Family(
+    "biformer_stl",
+    partial(configuration, BiFormerSTL),
+    stl_table,
+    r"stages\.\d+\.blocks\.\d+\.attn\.qkv\.qkv\.weight",
+)
 BIFORMER_STL_NCHW = Family(
-    "biformer_stl_nchw", _later, stl_nchw_table, r"stages\.\d+\.blocks\.\d+\.attn\.qkv_linear\.weight"
+    "biformer_stl_nchw",
+    partial(configuration, NchwBiFormerSTL),
+    partial(stl_table, nchw=True),
+    r"stages\.\d+\.blocks\.\d+\.attn\.qkv_linear\.weight",
 )

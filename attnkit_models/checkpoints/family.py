@@ -68,6 +68,12 @@ RELEASED: dict[str, str] = {
 }
 
 LAYERS: dict[str, str] = {
+    "BiLevelRoutingAttention": "attnkit_models.checkpoints.biformer_layers:BI_LEVEL_ROUTING_ATTENTION",
+    "nchwBRA": "attnkit_models.checkpoints.biformer_layers:NCHW_BRA",
+    "Attention": "attnkit_models.checkpoints.biformer_layers:ATTENTION",
+    "AttentionLePE": "attnkit_models.checkpoints.biformer_layers:ATTENTION_LEPE",
+    "nchwAttentionLePE": "attnkit_models.checkpoints.biformer_layers:NCHW_ATTENTION_LEPE",
+    "Block": "attnkit_models.checkpoints.biformer_layers:BLOCK",
     "FusedKQnA": "attnkit_models.checkpoints.qna_layers:FUSED_K_QNA",
     "QnAUpsample": "attnkit_models.checkpoints.qna_layers:QNA_UPSAMPLE",
     "QnABlock": "attnkit_models.checkpoints.qna_layers:QNA_BLOCK",

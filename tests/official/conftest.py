@@ -24,14 +24,41 @@ class Golden:
         self.state = {
             key.removeprefix("state."): value for key, value in self.tensors.items() if key.startswith("state.")
         }
+        # Weights that follow the rule are not stored, only their names and shapes.
+        self.state = self.state or random_state(self.facts.get("state", {}))
         self.hparams = self.facts["hparams"]
 
     def check(self, found, name, rows=None):
         """Compares within the tolerance that goes with the numbers."""
-        expected = self.tensors[name]
+        expected = self.tensors[name].to(found.dtype)
         if rows is not None:
             found, expected = found[rows], expected[rows]
         torch.testing.assert_close(found, expected, **self.facts["tolerance"], msg=lambda text: f"{name}: {text}")
+
+
+def pytest_generate_tests(metafunc):
+    """golden_layer, golden_model and golden_variant stand for every file of that kind."""
+    for kind in ("layer", "model", "variant"):
+        if f"golden_{kind}" in metafunc.fixturenames:
+            facts = {path: json.loads(path.read_text()) for path in sorted(DATA.glob("*/*.json"))}
+            paths = [path.with_suffix(".safetensors") for path, one in facts.items() if one["kind"] == kind]
+            names = [f"{path.parent.name}/{path.stem}" for path in paths]
+            metafunc.parametrize(f"golden_{kind}", paths, ids=names, indirect=True)
+
+
+@pytest.fixture
+def golden_layer(request):
+    return Golden(request.param)
+
+
+@pytest.fixture
+def golden_model(request):
+    return Golden(request.param)
+
+
+@pytest.fixture
+def golden_variant(request):
+    return Golden(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +68,7 @@ def golden():
 
 
 def random_state(shapes):
-    """The weights of a released model's golden file: a function of each name and shape (goldens' own rule)."""
+    """Weights that are a function of each name and shape (the goldens' own rule)."""
     state = {}
     for key, shape in shapes.items():
         dice, count = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF), math.prod(shape)

@@ -38,9 +38,8 @@ def test_every_released_model_is_counted():
     assert set(COUNTS) == set(RELEASED)
 
 
-@pytest.mark.parametrize("name", ["biformer/biformer_tiny_recipe"])
-def test_numbers_of_the_authors_code(name, golden, released_state):
-    one = golden(name)
+def test_numbers_of_the_authors_code(golden_variant, released_state):
+    one = golden_variant
     variant = one.facts["upstream_class"]
     shapes = {key: tuple(value.shape) for key, value in export_official(variant, attnkit.build(variant)).items()}
     model = import_official(variant, released_state(shapes))
