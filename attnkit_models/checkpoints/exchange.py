@@ -37,7 +37,9 @@ def import_official(
         name: a released model, such as `"biformer_tiny"`; or a family, such as `"biformer"`.
         state_dict: the authors' names to tensors, or a checkpoint that holds them under `"model"`, `"state_dict"` or
             `"params"`; names may begin with `module.`, as data parallelism leaves them.
-        hparams: the arguments of the authors' constructor, for a family; None for a released model.
+        hparams: the arguments of the authors' constructor, for a family; None for a released model. With them the model
+            does what the authors' code does wherever that runs, its padding included; without, it is attnkit's recipe,
+            which leaves padding out.
         resize_tables: resize biases and gains that were learned for windows of another size bicubically, as QnA's
             authors do for fine-tuning. Otherwise they are tensors that do not fit.
 
