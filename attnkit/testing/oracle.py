@@ -44,12 +44,18 @@ def dense_attention(
     if bias is not None:
         logits = logits + bias.double()
     logits = logits.masked_fill(~mask, -torch.inf)
-    lse = logits.logsumexp(-1)
-    # For an empty row any finite number does: exp(-inf) is 0 with gradient 0, where exp(-inf + inf) would be NaN.
-    weights = (logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+    # Any shift does, also in the gradient. One that is known to be finite keeps exp(-inf + inf) out of empty rows, and
+    # dividing by the sum afterwards is right also where the logits are so large that their lse is rounded.
+    shift = logits.detach().logsumexp(-1, keepdim=True)
+    empty = shift == -torch.inf
+    shift = shift.masked_fill(empty, 0.0)
+    raised = (logits - shift).exp()
+    total = raised.sum(-1, keepdim=True).masked_fill(empty, 1.0)
+    weights = raised / total
     if gain is not None:
         weights = weights * gain.double()
-    return torch.einsum("bhij,bhje->bhie", weights, v), lse
+    lse = (shift + total.log()).masked_fill(empty, -torch.inf)
+    return torch.einsum("bhij,bhje->bhie", weights, v), lse[..., 0]
 
 
 def relative_values(table: RelativeTable) -> Tensor:

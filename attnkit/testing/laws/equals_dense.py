@@ -47,6 +47,11 @@ def _call(call: AttendCall, result: AttendResult) -> None:
     plain = naive_attention(call.q, call.k, call.v, call.layout.to_mask(), call.scale, bias, gain)
     terms = [one for one in (exact, call.q, call.k, call.v) if one.numel()]
     scale = max((float(one.detach().abs().max()) for one in terms), default=0.0)
+    if call.q.numel() and call.k.numel():
+        # Logits are rounded by their own size, in the dtype that they are computed in, and the weights with them.
+        logits = abs(call.scale) * (call.q.detach().abs().double() @ call.k.detach().abs().double().mT)
+        steps = torch.finfo(call.compute_dtype).eps / torch.finfo(call.v.dtype).eps
+        scale *= max(1.0, float(logits.max()) * steps)
     within(
         lambda: assert_within_budget(
             result.out.detach(), exact.detach(), plain.detach(), multiple=16.0, scale=scale, what="attention"
