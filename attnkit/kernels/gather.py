@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.kernels.softmax import fused_attention, masked_softmax, plain_attention
+from attnkit.kernels.shifts import shifted_attention
+from attnkit.kernels.softmax import fused_attention, plain_attention
 from attnkit.layouts import Blocks, Stencil, TokenSets
 
 # In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, starting one small
@@ -50,7 +49,8 @@ class GatherBackend(Backend):
         if isinstance(layout, Blocks):
             image = _blocks(call, layout)
         elif isinstance(layout, Stencil) and layout.border == "mask":
-            image = _shifts(call, layout)
+            k, v = _visible_values(call)
+            image = shifted_attention(call.replace(k=k, v=v), layout)
         elif isinstance(layout, Stencil):
             image = _lists(call, layout.taps(call.q.device)[None, None])
         else:
@@ -100,16 +100,47 @@ def _fetch(rows: Tensor, token: Tensor) -> Tensor:
     if token.shape[1] == 1:
         flat = rows.transpose(1, 2)
         if token.shape[0] == 1:
-            found = flat.index_select(1, spot.flatten())
+            found = _select(flat, 1, spot.flatten())
         else:
             step = torch.arange(batch, device=rows.device).view(-1, 1) * count
-            found = flat.reshape(batch * count, heads, width).index_select(0, (spot.flatten(1) + step).flatten())
+            found = _select(flat.reshape(batch * count, heads, width), 0, (spot.flatten(1) + step).flatten())
         found = found.view(batch, *shape, heads, width).movedim(-2, 1)
     else:
         step = torch.arange(batch * heads, device=rows.device).view(batch, heads, 1) * count
         spots = (spot.flatten(2).expand(batch, heads, -1) + step).flatten()
-        found = rows.reshape(batch * heads * count, width).index_select(0, spots).view(batch, heads, *shape, width)
+        found = _select(rows.reshape(batch * heads * count, width), 0, spots).view(batch, heads, *shape, width)
     return found
+
+
+class _Select(torch.autograd.Function):
+    """`index_select` whose gradient is added up in float32.
+
+    Many queries may read one key, a prefix token above all. In bfloat16 a sum of ones ends at 256.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, dim: int, spots: Tensor) -> Tensor:
+        return rows.index_select(dim, spots)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor], output: Tensor) -> None:
+        rows, ctx.dim, spots = inputs
+        ctx.shape = rows.shape
+        ctx.save_for_backward(spots)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = grads[0]
+        total = torch.zeros(ctx.shape, dtype=torch.float32, device=grad.device)
+        return total.index_add(ctx.dim, ctx.saved_tensors[0], grad.float()).to(grad.dtype), None, None
+
+
+def _select(rows: Tensor, dim: int, spots: Tensor) -> Tensor:
+    if rows.dtype.itemsize < 4 and rows.requires_grad and torch.is_grad_enabled():
+        return _Select.apply(rows, dim, spots)
+    return rows.index_select(dim, spots)
 
 
 def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
@@ -124,6 +155,8 @@ def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
     partial = layout.key_mask is not None or layout.keys_cut.padded or layout.index is not None
     valid = None
     k, v = _visible_values(call)
+    if not _fused(call):
+        k, v = k.to(call.compute_dtype), v.to(call.compute_dtype)
     near_k, near_v = _fetch(k, keys), _fetch(v, keys)
     if partial:
         valid = keys >= 0
@@ -142,7 +175,7 @@ def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
         out, lse = _fused_blocks(near_q, near_k, near_v, valid, call.scale, bias), None
     else:
         out, lse = plain_attention(near_q, near_k, near_v, valid, call.scale, bias, gain, call.compute_dtype)
-    out = _fetch(out.flatten(2, 3), order.slot)
+    out = _fetch(out.flatten(2, 3), order.slot).to(call.v.dtype)
     if lse is not None:
         lse = _fetch(lse.flatten(2)[..., None], order.slot)[..., 0]
     return AttendResult(out, lse)
@@ -169,7 +202,8 @@ def _lists(call: AttendCall, index: Tensor) -> AttendResult:
         shared = torch.arange(layout.global_keys, device=index.device).expand(*index.shape[:3], -1)
         index = torch.cat([shared, index], dim=3)
     valid = index >= 0
-    k, v = _visible_values(call)
+    # Before they are fetched, so that the gradients of all who fetch a key are added up in this dtype.
+    k, v = (one.to(call.compute_dtype) for one in _visible_values(call))
     near_k, near_v = _fetch(k, index), _fetch(v, index)
     near_k, near_v = near_k.where(valid[..., None], 0.0), near_v.where(valid[..., None], 0.0)
     if layout.key_mask is not None:
@@ -190,69 +224,4 @@ def _lists(call: AttendCall, index: Tensor) -> AttendResult:
         None if gain is None else gain[..., None, :],
         call.compute_dtype,
     )
-    return AttendResult(out[..., 0, :], lse[..., 0] if lse is not None and call.return_lse else None)
-
-
-def _shifts(call: AttendCall, layout: Stencil) -> AttendResult:
-    """A stencil whose border is masked: one shifted view of the padded maps per place of the window."""
-    dtype = call.compute_dtype
-    k, v = _visible_values(call)
-    prefix = layout.grid.prefix
-    views = list(_windows(layout))
-    k_map, v_map = (_padded_map(one.to(dtype), layout) for one in (k, v))
-    q = call.q[:, :, prefix:].to(dtype) * call.scale
-    q_map = q.unflatten(2, layout.query_grid.sizes)
-    logits = torch.stack([(q_map * k_map[view]).sum(-1) for view in views], dim=-1).flatten(2, -2)
-    index = layout.taps(call.q.device)[None, None]
-    valid = index >= 0
-    if layout.key_mask is not None:
-        mask = layout.key_mask
-        spots = index.clamp(min=0).flatten(2).expand(*mask.shape[:2], -1)
-        valid = valid & mask.gather(2, spots).view(*mask.shape[:2], *index.shape[2:])
-    if prefix:
-        logits = torch.cat([q @ k[:, :, :prefix].to(dtype).transpose(-2, -1), logits], dim=-1)
-        shared = torch.arange(prefix, device=index.device).expand(1, 1, index.shape[2], -1)
-        index = torch.cat([shared, index], dim=-1)
-        seen = valid.new_ones(1, 1, 1, prefix) if layout.key_mask is None else layout.key_mask[:, :, None, :prefix]
-        valid = torch.cat([seen.expand(*valid.shape[:3], -1), valid], dim=-1)
-    rows = torch.arange(prefix, layout.num_queries, device=index.device)[None, None, :, None]
-    bias, gain = (call.pairs_at(values, rows, index) for values in (call.bias, call.gain))
-    if bias is not None:
-        logits = logits + bias.to(dtype)
-    weights, lse = masked_softmax(logits, valid)
-    if gain is not None:
-        weights = weights * gain.to(dtype)
-    local = weights[..., prefix:].unflatten(2, layout.query_grid.sizes)
-    out = local[..., 0, None] * v_map[views[0]]
-    for place, view in enumerate(views[1:], start=1):
-        out = torch.addcmul(out, local[..., place, None], v_map[view])
-    out = out.flatten(2, -2)
-    if prefix:
-        out = out + weights[..., :prefix] @ v[:, :, :prefix].to(dtype)
-    return AttendResult(out.to(v.dtype), lse if call.return_lse else None)
-
-
-def _windows(layout: Stencil) -> list[tuple[slice, ...]]:
-    """For every window place, row-major, the slices of the padded map that hold its key for all queries."""
-    kernels, strides, dilations = layout.kernels, layout.strides, layout.dilations
-    sizes = layout.query_grid.sizes
-    views = []
-    for place in range(math.prod(kernels)):
-        slices: list[slice] = []
-        rest = place
-        for axis in reversed(range(len(kernels))):
-            rest, tap = divmod(rest, kernels[axis])
-            start = tap * dilations[axis]
-            slices.insert(0, slice(start, start + (sizes[axis] - 1) * strides[axis] + 1, strides[axis]))
-        views.append((slice(None), slice(None), *slices))
-    return views
-
-
-def _padded_map(rows: Tensor, layout: Stencil) -> Tensor:
-    """(B, heads, N, D) -> (B, heads, *padded sizes, D) without the prefix, zeros around the grid."""
-    grid = layout.grid
-    map_ = rows[:, :, grid.prefix :].unflatten(2, grid.sizes)
-    pad = [0, 0]
-    for kernel, dilation in zip(reversed(layout.kernels), reversed(layout.dilations), strict=True):
-        pad += [kernel // 2 * dilation] * 2
-    return F.pad(map_, pad)
+    return AttendResult(out[..., 0, :].to(call.v.dtype), lse[..., 0] if lse is not None and call.return_lse else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,7 @@ class RelativeTable(metaclass=NamedArguments):
         """
         spot = self._spots(queries, keys)
         heads = self.table.shape[0]
-        edge = self.table.new_full((heads, 1), self.fill)
-        values = torch.cat([self.table.flatten(1), edge], dim=1)
+        values = self._edged()
         if spot.shape[0] == 1 and spot.shape[1] == 1:
             return values[:, spot[0, 0]][None]
         spot = spot.expand(-1, heads, *spot.shape[2:])
@@ -85,8 +85,41 @@ class RelativeTable(metaclass=NamedArguments):
 
         key = ("relative", tuple(self.table.shape[1:]), self.grid, self.stride, num_queries, str(device))
         spot = cached(key, make)[0]
-        edge = self.table.new_full((self.table.shape[0], 1), self.fill)
-        return torch.cat([self.table.flatten(1), edge], dim=1)[:, spot[0, 0]][None]
+        return self._edged()[:, spot[0, 0]][None]
+
+    def fits(self, grid: Grid, stride: Sizes) -> bool:
+        """Whether the table is for the keys of a grid and for queries that are `stride` apart."""
+        return self.grid == grid and grid.per_axis(self.stride, "stride") == grid.per_axis(stride, "stride")
+
+    def window(self, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+        """Values at the places of a window around a query, row-major: (heads, places).
+
+        Args:
+            kernel: places per axis, odd.
+            dilation: tokens between them per axis.
+        """
+        device = self.table.device
+
+        def make() -> tuple[Tensor]:
+            spot = torch.zeros(1, dtype=torch.int64, device=device)
+            inside = torch.ones(1, dtype=torch.bool, device=device)
+            for extent, size, step in zip(self.table.shape[1:], kernel, dilation, strict=True):
+                offset = (torch.arange(size, device=device) - size // 2) * step + extent // 2
+                spot = (spot[:, None] * extent + offset).flatten()
+                inside = (inside[:, None] & (offset >= 0) & (offset < extent)).flatten()
+            return (torch.where(inside, spot, math.prod(self.table.shape[1:])),)
+
+        spot = cached(("window", tuple(self.table.shape[1:]), kernel, dilation, str(device)), make)[0]
+        return self._edged()[:, spot]
+
+    def _edged(self) -> Tensor:
+        """(heads, entries + 1): all entries, and `fill`."""
+        table = self.table
+        if table.requires_grad and table.dtype.itemsize < 4:
+            # The gradient of an entry is a sum over all pairs that read it: too long for half precision.
+            table = table.float()
+        edge = table.new_full((table.shape[0], 1), self.fill)
+        return torch.cat([table.flatten(1), edge], dim=1)
 
     def _spots(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Flat position in the table of every pair; the number of entries stands for outside."""

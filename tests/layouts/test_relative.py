@@ -85,3 +85,28 @@ def test_the_gradient_of_an_entry_counts_the_pairs_that_use_it():
     table = torch.zeros(1, 3, 3, requires_grad=True)
     RelativeTable(table, grid).dense(9).sum().backward()
     assert table.grad.tolist() == [[[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]]
+
+
+@given(
+    extents=st.tuples(st.sampled_from([1, 3, 5, 9]), st.sampled_from([1, 3, 7])),
+    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 9])),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    seed=seeds(),
+)
+def test_values_of_a_window(extents, kernel, dilation, seed):
+    """The same as looked up around a query in the middle of a grid that holds the whole window."""
+    reach = [size // 2 * step for size, step in zip(kernel, dilation, strict=True)]
+    grid = Grid(2 * reach[0] + 1, 2 * reach[1] + 1)
+    relative = RelativeTable(random_tensor(2, *extents, seed=seed), grid, fill=0.5)
+    axes = [torch.arange(size) * step for size, step in zip(kernel, dilation, strict=True)]
+    keys = (axes[0][:, None] * grid.width + axes[1]).flatten()
+    middle = torch.tensor(reach[0] * grid.width + reach[1])
+    looked_up = relative.lookup(middle[None, None, None], keys[None, None])
+    assert torch.equal(relative.window(kernel, dilation), looked_up[0])
+
+
+def test_what_a_table_fits():
+    table = RelativeTable(torch.zeros(1, 3, 3), Grid(4, 6), stride=2)
+    assert table.fits(Grid(4, 6), (2, 2))
+    assert not table.fits(Grid(4, 6), 1)
+    assert not table.fits(Grid(6, 4), 2)
