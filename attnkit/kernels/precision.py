@@ -1,14 +1,20 @@
-"""Autocast, on every device: PyTorch refuses to speak of it on the meta device, which has none."""
+"""In which dtype things are computed: never below float32 where it matters, with autocast or without."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in its own dtype where that holds more."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def autocasting(device: torch.device) -> bool:
-    """Whether autocast is on for a device."""
+    """Whether autocast is on for a device; PyTorch refuses to speak of it on the meta device, which has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 

@@ -77,6 +77,14 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale:
     Takes any number of leading dimensions >= 2, and q, k and v of one dtype.
     """
     if bias is not None:
-        bias = bias.to(q.dtype)
+        bias = _narrowed(bias, q.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _narrowed(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias in another dtype, where finite numbers stay finite: -1e9 as -inf would hide a key for good."""
+    limit = torch.finfo(dtype).max
+    if limit < torch.finfo(bias.dtype).max:
+        bias = bias.clamp(-limit, limit).where(bias.isfinite(), bias)
+    return bias.to(dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attnkit.grid import Grid
 from attnkit.kernels import attend
-from attnkit.kernels.precision import without_autocast
+from attnkit.kernels.precision import widened, without_autocast
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.options import odd, positive
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions
@@ -128,7 +128,7 @@ class SummaryHeads(HeadGroup, ABC):
 
     def scaled_query(self) -> Tensor:
         """The queries as they meet the keys: (queries, heads, D)."""
-        query, width = self.query, self.query.shape[2]
+        query, width = widened(self.query), self.query.shape[2]
         if self.options.query_norm != "none":
             length = query.norm(dim=2, keepdim=True)
             query = query / ((length.detach() if self.options.query_norm == "unit_detached" else length) + 1e-6)
@@ -136,7 +136,7 @@ class SummaryHeads(HeadGroup, ABC):
 
     def score_weight(self) -> Tensor:
         """Query and key projection folded into one: (queries * heads, C), rows ordered query-major."""
-        key = self.key.unflatten(0, (self.options.heads, -1))
+        key = widened(self.key).unflatten(0, (self.options.heads, -1))
         return torch.einsum("lhd,hdc->lhc", self.scaled_query(), key).flatten(0, 1)
 
     def score_bias(self) -> Tensor | None:
@@ -150,7 +150,7 @@ class SummaryHeads(HeadGroup, ABC):
         layout = Stencil(inputs.grid, options.kernel, stride=stride)
         if inputs.token_mask is not None:
             layout = layout.restrict(inputs.token_mask)
-        # Scores in half precision would be off by several percent in the exponent.
+        # In half precision scores of a thousand would be off by a half, in the exponent.
         with without_autocast(inputs.x.device):
             weight = self.score_weight()
             scores = F.linear(inputs.x.to(weight.dtype), weight, self.score_bias()).transpose(1, 2)
