@@ -14,6 +14,8 @@ They have fewer parameters and multiply-adds than the paper reports, so its tabl
 
 from __future__ import annotations
 
+from functools import partial
+
 from attnkit.mixes import Mix
 from attnkit.primitives import Conv, PooledGlobal, RandomWindow
 from attnkit_models.backbones import ConvNorm, PyramidConfig, Stage
@@ -42,7 +44,7 @@ def bigbird(
     Args:
         dims: width of every stage.
         depths: blocks of every stage.
-        heads: heads of every stage for conv, random windows and pooled keys.
+        heads: heads of every stage for conv, random windows and pooled keys; a kind with 0 heads is left out.
         pools: tokens per side of a pooled cell, per stage.
         windows: tokens per random window, per stage.
         seed: seed of the random windows.
@@ -54,8 +56,9 @@ def bigbird(
     """
     stages = []
     for at, (dim, depth, split, pool, window) in enumerate(zip(dims, depths, heads, pools, windows, strict=True)):
-        random = RandomWindow(split[1], window, seed=seed, resample=resample)
-        groups = (Conv(split[0]), random, PooledGlobal(split[2], pool))
+        random = partial(RandomWindow, window=window, seed=seed, resample=resample)
+        kinds = (Conv, random, partial(PooledGlobal, pool=pool))
+        groups = tuple(kind(heads=count) for kind, count in zip(kinds, split, strict=True) if count)
         merge = ConvNorm(dim, 3, 2) if at else None
         stages.append(Stage(dim, depth, Mix(groups), merge=merge))
     return PyramidConfig(

@@ -8,7 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 import attnkit
 from attnkit import factory
+from attnkit.errors import ConfigError
 from attnkit.primitives import Conv, Dense, LearnedQuery, MaskPredictor, PooledGlobal, RandomWindow, TopKRegion, Window
+from attnkit_models.bigbird import bigbird
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
@@ -91,6 +93,39 @@ def test_how_big_bird_splits_its_heads(name):
         assert [type(group) for group in stage.mix.groups] == [Conv, RandomWindow, PooledGlobal]
         heads = [group.heads for group in stage.mix.groups]
         assert heads == [share * heads[0] for share in shares]
+
+
+def test_big_bird_s_options_are_set_stage_by_stage(images):
+    config = bigbird(
+        (12, 24, 24),
+        (1, 2, 1),
+        ((1, 2, 1), (2, 0, 2), (0, 4, 0)),
+        pools=(8, 3, 1),
+        windows=(5, 6, 7),
+        seed=9,
+        resample=4,
+        eval_draws=2,
+        img_size=64,
+    )
+    random = {"seed": 9, "resample": 4}
+    assert [stage.mix.groups for stage in config.stages] == [
+        (Conv(1), RandomWindow(2, 5, **random), PooledGlobal(1, 8)),
+        (Conv(2), PooledGlobal(2, 3)),
+        (RandomWindow(4, 7, **random),),
+    ]
+    model = config.build().eval()
+    x = images(height=64, width=64)
+    assert config.eval_draws == 2 and model(x).shape == (2, 1000)
+    # The same by path, on a recipe.
+    changes = {"stages[1].mix.groups[1].window": 25, "stages[0].mix.groups[2].pool": 4}
+    stages = factory.override(factory.config("bigbird_vit_tiny"), changes).stages
+    assert stages[1].mix.groups[1].window == 25 and stages[0].mix.groups[2].pool == 4
+    assert stages[2] == factory.config("bigbird_vit_tiny").stages[2]
+
+
+def test_no_heads_at_all_are_a_mistake():
+    with pytest.raises(ConfigError, match="groups"):
+        bigbird((12,), (1,), ((0, 0, 0),), pools=(1,), windows=(5,))
 
 
 def test_the_sizes_of_the_lineage():
