@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from attnkit.primitives import PrimitiveOptions
 MOST_LAYERS = 1000
 
 
-def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
+def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1, *, outputs: Sequence[int] | None = None) -> Tensor:
     """Which inputs can influence which outputs: True where the derivative is not zero.
 
     For head groups it answers how many layers it takes until every token has heard of every other: with the residual
@@ -34,13 +34,15 @@ def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
         grid: tokens of the layer's grid, or pixels of the model's image: a number, (height, width) or a `Grid`.
         layers: how often the layer is applied, 1 to 1000; mixes made from options count their layers, so that random
             windows differ.
+        outputs: numbers of the output tokens to ask about, one row of the result each; all where not given. Each
+            costs a backward pass, so that a few of a large grid are much faster.
 
     Returns:
         bool (output tokens, N), prefix tokens first, for layers; bool (outputs, H, W) with an entry per pixel for a
         model, outputs being the tokens of its last feature map.
 
     Raises:
-        ConfigError: for something else, or `layers` below 1.
+        ConfigError: for something else, `layers` below 1, or an output that is not there.
         ShapeError: if layers that change the grid or width are to be applied more than once.
     """
     if not is_count(layers, 1) or layers > MOST_LAYERS:
@@ -48,7 +50,7 @@ def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
     on = grid if isinstance(grid, Grid) else Grid(*sizes_of(grid))
     stack, residual = _stack(model_or_mix, on, layers)
     if layer_width(stack[0]) is None:
-        return _of_model(stack[0], grid, layers)
+        return _of_model(stack[0], grid, layers, outputs)
     x = example_inputs(stack[0], on)[0].reshape(1, on.tokens, -1).requires_grad_()
     out = x
     for module in stack:
@@ -59,7 +61,7 @@ def reach(model_or_mix: Any, grid: ImageSize, layers: int = 1) -> Tensor:
                     f"a layer that turns {tuple(out.shape)} into {tuple(found.shape)} cannot be applied {layers} times"
                 )
             out = out + found if residual and found.shape == out.shape else found
-    return torch.stack([_touched(one, x)[0] for one in out[0]])
+    return torch.stack([_touched(one, x)[0] for one in _chosen(out[0], outputs)])
 
 
 def _stack(what: Any, grid: Grid, layers: int) -> tuple[list[nn.Module], bool]:
@@ -74,7 +76,7 @@ def _stack(what: Any, grid: Grid, layers: int) -> tuple[list[nn.Module], bool]:
     return [module] * layers, isinstance(module, HeadMix)
 
 
-def _of_model(module: nn.Module, size: ImageSize, layers: int) -> Tensor:
+def _of_model(module: nn.Module, size: ImageSize, layers: int, outputs: Sequence[int] | None) -> Tensor:
     if layers != 1 or not hasattr(module, "forward_features"):
         raise ConfigError(
             f"reach takes head groups, a HeadMix, a Block, or with layers=1 a model with forward_features, "
@@ -85,7 +87,18 @@ def _of_model(module: nn.Module, size: ImageSize, layers: int) -> Tensor:
         features = module.forward_features(image)  # type: ignore[operator]
     # (B, C, H, W) maps and (B, N, C) tokens both occur.
     tokens = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
-    return torch.stack([_touched(one, image)[0].any(0) for one in tokens[0]])
+    return torch.stack([_touched(one, image)[0].any(0) for one in _chosen(tokens[0], outputs)])
+
+
+def _chosen(tokens: Tensor, outputs: Sequence[int] | None) -> Iterable[Tensor]:
+    """The tokens (N, C) that were asked about, one by one."""
+    if outputs is None:
+        return tokens
+    fits = isinstance(outputs, Sequence) and not isinstance(outputs, str)
+    if not fits or not outputs or not all(is_count(one) and one < len(tokens) for one in outputs):
+        last = len(tokens) - 1
+        raise ConfigError(f"reach(outputs=...) lists output tokens, 0 to {last}, but got {shown(outputs)}")
+    return (tokens[one] for one in outputs)
 
 
 def _touched(output: Tensor, given: Tensor) -> Tensor:

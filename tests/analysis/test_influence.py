@@ -56,6 +56,18 @@ def test_prefix_tokens_connect_everything_in_two_layers():
     assert reach(attnkit.Window(heads=2, window=2), grid, layers=2).all()
 
 
+def test_some_outputs_only():
+    options = attnkit.RandomWindow(heads=2, window=5)
+    everything = reach(options, (5, 6), layers=2)
+    assert torch.equal(reach(options, (5, 6), layers=2, outputs=[7, 0, 29]), everything[[7, 0, 29]])
+    assert reach(options, (5, 6), outputs=range(3, 5)).shape == (2, 30)
+    model = attnkit.build("bigbird_vit_micro", img_size=16, in_chans=1, num_classes=0)
+    assert reach(model, 16, outputs=(3,)).shape == (1, 16, 16)
+    for outputs in ([30], [-1], [], "0", 3, [0.5], [True]):
+        with pytest.raises(ConfigError, match="output tokens, 0 to 29"):
+            reach(options, (5, 6), outputs=outputs)
+
+
 def test_modules_and_models():
     mix = attnkit.HeadMix(16, [attnkit.Window(heads=2, window=2)])
     assert reach(mix, 4)[0].view(4, 4).nonzero().amax(0).tolist() == [1, 1]
