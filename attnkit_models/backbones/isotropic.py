@@ -16,8 +16,9 @@ from attnkit.blocks import BlockConfig, BlockStyle
 from attnkit.grid import Grid
 from attnkit.mixes import Mix
 from attnkit_models.backbones.config import ModelConfig, block_count
+from attnkit_models.backbones.features import FeatureInfo
 from attnkit_models.backbones.stem import ConvNorm, init_weights
-from attnkit_models.backbones.vision_model import FeatureInfo, VisionModel, drop_rates, finished, make_head
+from attnkit_models.backbones.vision_model import VisionModel, drop_rates, finished, make_head
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,19 @@ class IsotropicModel(VisionModel[IsotropicConfig]):
         if self.aux_head is not None and self.num_classes:
             logits = logits + 0.5 * self.aux_head(x[:, prefix:]).amax(1)
         return logits
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        classifier = "head" if self.aux_head is None else ("head", "aux_head")
+        return {**super().pretrained_cfg, "classifier": classifier}
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        before = self.config.grid
+        super().set_input_size(img_size)
+        if self.pos_embed is not None:
+            with torch.no_grad():
+                table = resized_positions(self.pos_embed, before, self.config.grid)
+            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)

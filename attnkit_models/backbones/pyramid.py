@@ -15,8 +15,9 @@ from attnkit.grid import Grid
 from attnkit.mixes import Mix
 from attnkit.options import Options, positive
 from attnkit_models.backbones.config import ModelConfig, block_count
+from attnkit_models.backbones.features import FeatureInfo
 from attnkit_models.backbones.stem import ConvNorm, init_weights, make_norm
-from attnkit_models.backbones.vision_model import FeatureInfo, VisionModel, drop_rates, finished, make_head
+from attnkit_models.backbones.vision_model import VisionModel, drop_rates, finished, make_head
 
 
 @dataclass(frozen=True)

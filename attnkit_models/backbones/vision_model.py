@@ -16,20 +16,9 @@ from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
 from attnkit_models.backbones.config import ModelConfig
+from attnkit_models.backbones.features import FeatureInfo, take_indices
 
 NO_DECAY = ("pos_embed", "cls_token", "relative_bias", "gain")
-
-
-class FeatureInfo(list[dict[str, Any]]):
-    """One dict per feature level: `num_chs`, `reduction` (pixels per token side) and `module`."""
-
-    def channels(self) -> list[int]:
-        """Channels of every level."""
-        return [level["num_chs"] for level in self]
-
-    def reduction(self) -> list[int]:
-        """Pixels per token side of every level."""
-        return [level["reduction"] for level in self]
 
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
@@ -63,6 +52,17 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
     def head_hidden_size(self) -> int:
         """Channels that the classifier gets."""
         return self.num_features
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's tools ask of a model: its sizes, and the names of its first convolution and its classifier."""
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (self.in_chans, *self.img_size),
+            "fixed_input_size": False,
+            "first_conv": "stem.0.conv",
+            "classifier": "head",
+        }
 
     @abstractmethod
     def levels(self, x: Tensor, draw: Tensor | None = None) -> Iterator[tuple[Tensor, Grid]]:
@@ -172,6 +172,18 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         weight = next(self.parameters())
         self.head = make_head(self.num_features, num_classes).to(weight.device, weight.dtype)
 
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Makes the model one for images of another size. It runs on any size without that, and gives the same.
+
+        Learned positions are resized once, where every pass would do it: for fine-tuning at another size, before an
+        optimizer gets the parameters.
+
+        Args:
+            img_size: pixels, one number or (height, width).
+        """
+        self.config = dataclasses.replace(self.config, img_size=img_size)
+        self.img_size = self.config.image
+
     def get_classifier(self) -> nn.Module:
         """The classifier, `nn.Identity` where there is none."""
         return self.head
@@ -236,24 +248,6 @@ class FeaturesOnly(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See `VisionModel.set_grad_checkpointing`."""
         self.model.set_grad_checkpointing(enable)
-
-
-def take_indices(levels: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Level numbers from a list, a count of last levels, or None for all; negative ones count from the end."""
-    if indices is None:
-        return list(range(levels))
-    if type(indices) is int:
-        if not 1 <= indices <= levels:
-            raise ConfigError(f"there are {levels} feature levels, so the last {indices} cannot be taken")
-        return list(range(levels - indices, levels))
-    if not isinstance(indices, (list, tuple, range)):
-        raise ConfigError(
-            f"feature levels are a list such as [0, -1], or a number for the last ones; got {shown(indices)}"
-        )
-    bad = [index for index in indices if type(index) is not int or not -levels <= index < levels]
-    if bad or not indices:
-        raise ConfigError(f"feature levels must be numbers in {-levels}..{levels - 1}, but got {shown(list(indices))}")
-    return sorted({index % levels for index in indices})
 
 
 def make_head(features: int, num_classes: int) -> nn.Module:

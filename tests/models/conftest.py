@@ -24,6 +24,17 @@ def shallow_model(name: str, **overrides: Any) -> torch.nn.Module:
     return attnkit.build(name, **{"num_classes": 5, **depth, **overrides})
 
 
+@pytest.fixture
+def outline() -> Callable[..., torch.nn.Module]:
+    """outline(name, **overrides): a shallow model in evaluation mode without numbers, on the meta device."""
+
+    def make(name: str, **overrides: Any) -> torch.nn.Module:
+        with torch.device("meta"):
+            return shallow_model(name, **overrides).eval()
+
+    return make
+
+
 # `bigbird_vit` is another name of `bigbird_vit_tiny`.
 @pytest.fixture(scope="module", params=[name for name in attnkit.list_models() if name != "bigbird_vit"])
 def recipe(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module]:

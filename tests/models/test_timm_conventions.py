@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.data import resolve_model_data_config
 from timm.models._manipulate import group_parameters
 from torch import nn
 
@@ -67,13 +68,70 @@ def test_a_classifier_that_cannot_be_leaves_the_model_alone(model, images):
 
 
 @pytest.mark.parametrize("name", attnkit.list_models())
-def test_built_without_classes_and_for_other_channels(name):
+def test_built_without_a_classifier_and_for_other_channels(name, outline):
+    pooled = outline(name, num_classes=0, in_chans=1)
+    x = torch.zeros(2, 1, 64, 96, device="meta")
+    assert isinstance(pooled.get_classifier(), nn.Identity)
+    assert (pooled.num_classes, pooled.in_chans) == (0, 1)
+    assert pooled(x).shape == (2, pooled.num_features)
+    # Without pooling too, a map is left, or the tokens of a model that has a class token.
+    bare = outline(name, num_classes=0, in_chans=1, global_pool="")
+    reduction = bare.feature_info.reduction()[-1]
+    sizes = [-(-side // reduction) for side in (64, 96)]
+    tokens = (2, 1 + sizes[0] * sizes[1], bare.num_features)
+    assert bare(x).shape == (tokens if hasattr(bare, "cls_token") else (2, bare.num_features, *sizes))
+
+
+@pytest.mark.parametrize("name", attnkit.list_models())
+def test_what_timm_s_tools_ask_of_a_model(name, outline):
+    model = outline(name, in_chans=4, img_size=(96, 64), num_classes=7)
+    cfg = model.pretrained_cfg
+    first = model.get_submodule(cfg["first_conv"])
+    assert isinstance(first, nn.Conv2d) and first.in_channels == 4
+    assert next(one for one in model.modules() if isinstance(one, nn.Conv2d)) is first
+    names = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"])
+    assert model.get_submodule(names[0]) is model.get_classifier()
+    assert [path for path, one in model.named_modules() if getattr(one, "out_features", 0) == 7] == names
+    assert cfg["num_classes"] == model.num_classes == 7
+    assert resolve_model_data_config(model)["input_size"] == (4, 96, 64)
+
+
+@pytest.mark.parametrize("name", attnkit.list_models())
+def test_levels_of_whole_models(name):
     with torch.device("meta"):
-        bare = attnkit.build(name, num_classes=0, in_chans=1).eval()
-        x = torch.zeros(2, 1, 64, 64)
-    assert isinstance(bare.get_classifier(), nn.Identity)
-    assert (bare.num_classes, bare.in_chans) == (0, 1)
-    assert bare(x).shape == (2, bare.num_features)
+        model = attnkit.build(name)
+        backbone = attnkit.build(name, features_only=True, out_indices=(0, -1))
+    info = model.feature_info
+    assert len(info) >= (2 if name.endswith("_micro") else 3)
+    assert info.channels()[-1] == model.num_features == model.head_hidden_size
+    for level in info:
+        model.get_submodule(level["module"])
+    assert backbone.feature_info == [info[0], info[-1]]
+    if hasattr(model, "cls_token"):
+        assert len(info) == model.config.depth and len(set(info.reduction())) == 1
+    else:
+        assert info.reduction() == [info.reduction()[0] << at for at in range(len(info))]
+
+
+def test_another_input_size_changes_no_result(model, images):
+    x = images(height=48, width=80)
+    expected = model(x)
+    made_for = model.img_size
+    model.set_input_size((48, 80))
+    assert model.img_size == model.config.img_size == (48, 80) != made_for
+    torch.testing.assert_close(model(x), expected)
+    assert model.pretrained_cfg["input_size"] == (3, 48, 80)
+    if getattr(model, "pos_embed", None) is not None:
+        assert model.pos_embed.shape[1] == model.config.grid.tokens
+    # What was set is what is built anew, and what the weights fit.
+    twin = attnkit.build(model.config.to_dict()).eval()
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin(x), expected)
+    model.set_input_size(32)
+    assert model.img_size == (32, 32)
+    with pytest.raises(ConfigError, match="img_size"):
+        model.set_input_size(0)
+    assert model.img_size == (32, 32) and model(x).shape == (2, 5)
 
 
 def test_parameters_without_weight_decay_exist(model):
