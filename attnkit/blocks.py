@@ -14,7 +14,7 @@ from attnkit.arguments import LARGEST, is_count
 from attnkit.checks import check_keywords, check_tokens, tokens_of_map
 from attnkit.errors import ConfigError
 from attnkit.grid import Grid
-from attnkit.heads import MIX_KEYWORDS
+from attnkit.heads import MIX_KEYWORDS, MixOutput
 from attnkit.mixes import GroupLike, Mix, read_groups
 from attnkit.options import Options, odd, positive
 from attnkit.primitives.convolving import on_map
@@ -167,24 +167,44 @@ class Block(nn.Module):
     ) -> Tensor:
         """Runs the block on a map (B, H, W, C) or on tokens (B, N, C) with their grid; arguments as in `HeadMix`."""
         if grid is not None:
-            return self.run(x, grid, token_mask=token_mask, draw=draw)[0]
+            return self.run(x, grid, token_mask=token_mask, draw=draw).x
         tokens, grid = tokens_of_map(type(self).__name__, self.mix.dim, x, token_mask)
-        out, out_grid = self.run(tokens, grid, draw=draw)
-        return out.unflatten(1, out_grid.sizes)
+        out = self.run(tokens, grid, draw=draw)
+        return out.x.unflatten(1, out.grid.sizes)
 
     def run(
-        self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None
-    ) -> tuple[Tensor, Grid]:
-        """Runs the block on tokens and also returns the grid they lie on afterwards."""
-        check_tokens(type(self).__name__, self.mix.dim, self.mix.weight, x, grid, token_mask, draw)
+        self,
+        x: Tensor,
+        grid: Grid,
+        *,
+        token_mask: Tensor | None = None,
+        draw: Tensor | None = None,
+        places: Tensor | None = None,
+        prefix_weights: bool = False,
+    ) -> MixOutput:
+        """Runs the block on tokens and also returns the grid they lie on afterwards, and what its mix has to say.
+
+        Arguments as in `HeadMix.run`; a block with convolutions accepts no places.
+        """
+        check_tokens(type(self).__name__, self.mix.dim, self.mix.weight, x, grid, token_mask, draw, places)
+        if places is not None and not self.accepts_places():
+            raise ConfigError("a block with a convolution, or whose mix needs all tokens of its grid, takes no places")
         if self.position_conv is not None:
             local = on_map(self.position_conv, x, grid, token_mask)
             x = x + nn.functional.pad(local, (0, 0, grid.prefix, 0))
-        if self.config.norm == "post":
-            mixed = self.mix.run(x, grid, token_mask=token_mask, draw=draw)
+        post = self.config.norm == "post"
+        mixed = self.mix.run(
+            x if post else self.norm1(x),
+            grid,
+            token_mask=token_mask,
+            draw=draw,
+            places=places,
+            prefix_weights=prefix_weights,
+        )
+        if post:
             x = self.norm1(x + self._branch(mixed.x, self.scale1))
-            return self.norm2(x + self._branch(self.mlp(x, grid, token_mask), self.scale2)), grid
-        mixed = self.mix.run(self.norm1(x), grid, token_mask=token_mask, draw=draw)
+            x = self.norm2(x + self._branch(self.mlp(x, grid, token_mask), self.scale2))
+            return MixOutput(x, grid, mixed.aux)
         if self.shortcut is not None:
             # Dropping the only branch that was computed on the new grid would leave a plain resampling.
             x = self.shortcut(self._resampled(x, grid)) + self._scaled(mixed.x, self.scale1)
@@ -192,7 +212,12 @@ class Block(nn.Module):
             x = x + self._branch(mixed.x, self.scale1)
         if token_mask is not None:
             token_mask = self._resampled(token_mask[..., None], grid)[..., 0]
-        return x + self._branch(self.mlp(self.norm2(x), mixed.grid, token_mask), self.scale2), mixed.grid
+        x = x + self._branch(self.mlp(self.norm2(x), mixed.grid, token_mask), self.scale2)
+        return MixOutput(x, mixed.grid, mixed.aux)
+
+    def accepts_places(self) -> bool:
+        """Whether tokens may be dropped before the block, so that it gets some of a grid's tokens and their places."""
+        return self.position_conv is None and self.mlp.conv is None and self.mix.accepts_places()
 
     def _resampled(self, x: Tensor, grid: Grid) -> Tensor:
         """Every stride-th image token along each axis, or each of them repeated, behind all prefix tokens."""

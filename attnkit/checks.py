@@ -78,7 +78,14 @@ def tokens_of_map(layer: str, dim: int, x: Tensor, token_mask: Tensor | None) ->
 
 
 def check_tokens(
-    layer: str, dim: int, weight: Tensor, x: Tensor, grid: Grid, token_mask: Tensor | None, draw: Tensor | None
+    layer: str,
+    dim: int,
+    weight: Tensor,
+    x: Tensor,
+    grid: Grid,
+    token_mask: Tensor | None,
+    draw: Tensor | None,
+    places: Tensor | None = None,
 ) -> None:
     """Raises `ShapeError` unless tokens fit a layer in shape, dtype and device, and so do their grid, mask and draw.
 
@@ -90,6 +97,7 @@ def check_tokens(
         grid: how the tokens lie.
         token_mask: bool (B, N), or None.
         draw: int64 scalar, or None.
+        places: int64 (B, N), or None; with them there may be fewer tokens than the grid has.
     """
     check_tensor(x)
     shape = tuple(x.shape)
@@ -103,7 +111,14 @@ def check_tokens(
         raise ShapeError(f"x is on {x.device} but the weights are on {weight.device}; move one of them")
     if x.dtype != weight.dtype and not (x.is_floating_point() and autocasting(x.device)):
         raise ShapeError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one of them or use autocast")
-    grid.check_tokens(shape[1])
+    if places is None:
+        grid.check_tokens(shape[1])
+    elif not isinstance(places, Tensor) or places.dtype != torch.int64 or places.shape != x.shape[:2]:
+        raise ShapeError(f"places must be int64 (B, N) = {shape[:2]}, but got {shown(places)}")
+    elif places.device != x.device or not grid.prefix <= shape[1] <= grid.tokens:
+        raise ShapeError(
+            f"places are numbers of tokens of {grid}, prefix tokens first, on {x.device}, but got {shown(places)}"
+        )
     if token_mask is not None:
         check_tensor(token_mask, "token_mask")
         if token_mask.device != x.device:

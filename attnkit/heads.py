@@ -141,9 +141,37 @@ class HeadMix(nn.Module):
         found = self.run(tokens, grid, draw=draw)
         return found.x.unflatten(1, found.grid.sizes)
 
-    def run(self, x: Tensor, grid: Grid, *, token_mask: Tensor | None = None, draw: Tensor | None = None) -> MixOutput:
-        """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output."""
-        check_tokens(type(self).__name__, self.dim, self.weight, x, grid, token_mask, draw)
+    def run(
+        self,
+        x: Tensor,
+        grid: Grid,
+        *,
+        token_mask: Tensor | None = None,
+        draw: Tensor | None = None,
+        places: Tensor | None = None,
+        prefix_weights: bool = False,
+    ) -> MixOutput:
+        """Runs the mix on tokens and also returns the new grid and what the groups have to say beside their output.
+
+        Args:
+            x: (B, N, C).
+            grid: how the tokens lie.
+            token_mask: as in `forward`.
+            draw: as in `forward`.
+            places: int64 (B, N), the numbers of the tokens x holds where some of the grid's have been dropped: rising,
+                with all prefix tokens. Only mixes that say so by `accepts_places` take any.
+            prefix_weights: also give what prefix tokens attend to, as "group number.prefix_weights" of (B, heads,
+                prefix, N) for each group with softmax.
+
+        Raises:
+            ConfigError: for places or prefix weights that the groups cannot deal with.
+        """
+        check_tokens(type(self).__name__, self.dim, self.weight, x, grid, token_mask, draw, places)
+        if places is not None and not self.accepts_places():
+            raise ConfigError(
+                f"{', '.join(group.kind for group in self.options)}: this mix needs all tokens of its grid; mask those "
+                f"that no query may see (token_mask=...) instead of dropping them"
+            )
         if draw is None:
             draw = self.next_draw()
         whole = grid
@@ -155,14 +183,18 @@ class HeadMix(nn.Module):
         outputs: list[HeadOutput] = []
         for group, options in zip(self._groups(), self.options, strict=True):
             q, k, v = (_heads(next(parts), options.heads) for _ in range(3))
-            output = group(HeadInputs(x, q, k, v, grid, token_mask, draw))
-            shape = (x.shape[0], options.heads, out_grid.tokens, self.head_dim)
+            output = group(HeadInputs(x, q, k, v, grid, token_mask, draw, places, prefix_weights))
+            shape = (x.shape[0], options.heads, out_grid.tokens if places is None else x.shape[1], self.head_dim)
             outputs.append(check_output(options, output, shape, out_grid))
         joined = torch.cat([output.out.transpose(1, 2).flatten(2) for output in outputs], dim=-1)
         aux = {f"{index}.{name}": one for index, output in enumerate(outputs) for name, one in output.aux.items()}
         if self.pad_multiple is not None:
             joined, out_grid = cropped(joined, grid, whole), whole
         return MixOutput(self.proj(joined), out_grid, aux)
+
+    def accepts_places(self) -> bool:
+        """Whether tokens may be dropped before the mix, so that it gets some of a grid's tokens and their places."""
+        return self.pad_multiple is None and all(group.accepts_places() for group in self._groups())
 
     @property
     def weight(self) -> Tensor:

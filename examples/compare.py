@@ -25,6 +25,9 @@ PRIMITIVES = [
     attnkit.SoftTopKRegion(heads=2, regions=7, topk=4),
     attnkit.PaddedTopKRegion(heads=2, regions=7, topk=4),
     attnkit.MaskPredictor(heads=2, tokens=196, keep=0.25),
+    attnkit.ThresholdMaskPredictor(heads=2, tokens=196, score=0.01),
+    attnkit.CompetingMaskPredictor(heads=2, tokens=196, keep=0.25),
+    attnkit.MaskReconstruction(heads=2, tokens=196),
     attnkit.LearnedQuery(heads=2, kernel=3),
     attnkit.LearnedUpsample(heads=2, kernel=3),
     attnkit.RandomWindow(heads=2, window=49),
@@ -46,7 +49,7 @@ def milliseconds(mix: HeadMix, x: torch.Tensor, repeats: int = 5) -> float:
 
 def main(sides: list[int]) -> None:
     """Prints the comparison, one row per primitive."""
-    print(f"{'':20}" + "".join(f"{f'{side} x {side}':>26}" for side in sides))
+    print(f"{'':25}" + "".join(f"{f'{side} x {side}':>26}" for side in sides))
     for options in PRIMITIVES:
         mix = HeadMix(WIDTH, [options]).eval()
         cells = []
@@ -54,7 +57,7 @@ def main(sides: list[int]) -> None:
             count = attnkit.flops(mix, side).total
             spent = milliseconds(mix, torch.randn(1, side, side, WIDTH))
             cells.append(f"{count / 1e6:11.1f} M {spent:9.2f} ms")
-        print(f"{options.kind:20}" + "".join(f"{cell:>26}" for cell in cells))
+        print(f"{options.kind:25}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 if __name__ == "__main__":

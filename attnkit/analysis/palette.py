@@ -21,6 +21,7 @@ MEANINGS = {
 }
 
 _COLOURS = {
+    "competing_mask_predictor": BY_CONTENT,
     "conv": BY_PLACE,
     "cross_shaped": BY_PLACE,
     "dense": EVERYTHING,
@@ -28,11 +29,13 @@ _COLOURS = {
     "learned_upsample": BY_PLACE,
     "linformer": EVERYTHING,
     "mask_predictor": BY_CONTENT,
+    "mask_reconstruction": EVERYTHING,
     "neighborhood": BY_PLACE,
     "padded_topk_region": BY_CONTENT,
     "pooled_global": EVERYTHING,
     "random_window": BY_CHANCE,
     "soft_topk_region": BY_CONTENT,
+    "threshold_mask_predictor": BY_CONTENT,
     "topk_region": BY_CONTENT,
     "window": BY_PLACE,
 }

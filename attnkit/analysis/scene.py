@@ -11,7 +11,7 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.heads import HeadMix
 from attnkit.mixes import GroupLike, Mix, read_groups
-from attnkit.primitives.mask_predictor import MaskPredictorHeads, Predictor
+from attnkit.primitives.guesses import GuessHeads, Predictor
 
 HEAD_DIM = 16
 
@@ -62,7 +62,7 @@ def scene_mix(groups: Mix | Sequence[GroupLike], grid: Grid, layer: int = 0) -> 
                 query, key = (made.qkv.weight[place + at : place + at + columns.q] for at in (0, columns.q))
                 key.copy_(query)
             place += columns.q + columns.k + columns.v
-            if isinstance(group, MaskPredictorHeads):
+            if isinstance(group, GuessHeads):
                 _set_by_hand(group.predictor)
         if made.qkv is not None and made.qkv.bias is not None:
             made.qkv.bias.zero_()

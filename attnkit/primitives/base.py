@@ -52,6 +52,9 @@ class HeadInputs:
         grid: how the N tokens lie.
         token_mask: bool (B, N), False for tokens that no query may see, or None.
         draw: int64 scalar, the number of the random draw in training; None asks for the fixed draw of evaluation.
+        places: int64 (B, n), the numbers of the tokens that are left of the grid's, rising and with all prefix tokens;
+            N is then n. None if all are there. Only groups that say so by `accepts_places` get any.
+        prefix_weights: whether softmax heads also give what prefix tokens attend to, as `aux["prefix_weights"]`.
     """
 
     x: Tensor
@@ -61,6 +64,8 @@ class HeadInputs:
     grid: Grid
     token_mask: Tensor | None = None
     draw: Tensor | None = None
+    places: Tensor | None = None
+    prefix_weights: bool = False
 
     @property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +105,10 @@ class HeadGroup(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: HeadInputs) -> HeadOutput:
         """Runs the group's heads."""
+
+    def accepts_places(self) -> bool:
+        """Whether the group can run on some of a grid's tokens, given with their places; not unless it says so."""
+        return False
 
     def definition(self, inputs: HeadInputs) -> Tensor | None:
         """Which image tokens each image token sees, written as plainly as can be, or None where nothing is promised.

@@ -44,7 +44,10 @@ class DenseHeads(SoftmaxHeads):
     """Heads of full attention."""
 
     def plan(self, inputs: HeadInputs) -> Plan:
-        return Plan(DenseLayout(inputs.grid.tokens))
+        return Plan(DenseLayout(inputs.x.shape[1]))
+
+    def accepts_places(self) -> bool:
+        return self.lepe is None
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         return torch.ones(inputs.grid.image_tokens, inputs.grid.image_tokens, dtype=torch.bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,18 +69,22 @@ def depthwise(conv: nn.Conv2d, tokens: Tensor, grid: Grid, token_mask: Tensor | 
     return total.flatten(1, 2)
 
 
-def resized(rows: Tensor, tokens: int, grid: Grid) -> Tensor:
+def resized(rows: Tensor, tokens: int | tuple[int, int], grid: Grid) -> Tensor:
     """The last `tokens` rows of (prefix rows + tokens, r) interpolated to the image tokens of a grid, in float64.
 
-    Linearly between the centres of the places: per axis if `tokens` is the number of a square image, else along the
-    row of tokens.
+    Linearly between the centres of the places: per axis if `tokens` are height and width or the number of a square
+    image, else along the row of tokens.
     """
-    image = rows[len(rows) - tokens :].double()
-    side = next((side for side in range(1, tokens + 1) if side * side == tokens), None)
-    if grid.ndim != 2 or side is None:
-        return _hats(tokens, grid.image_tokens) @ image
-    height, width = (_hats(side, size) for size in grid.sizes)
-    return torch.einsum("ya,xb,abr->yxr", height, width, image.unflatten(0, (side, side))).flatten(0, 1)
+    sizes = tokens
+    if isinstance(tokens, int):
+        sizes = next(((side, side) for side in range(1, tokens + 1) if side * side == tokens), (tokens,))
+    assert isinstance(sizes, tuple)
+    count = math.prod(sizes)
+    image = rows[len(rows) - count :].double()
+    if grid.ndim != 2 or len(sizes) == 1:
+        return _hats(count, grid.image_tokens) @ image
+    height, width = (_hats(old, new) for old, new in zip(sizes, grid.sizes, strict=True))
+    return torch.einsum("ya,xb,abr->yxr", height, width, image.unflatten(0, sizes)).flatten(0, 1)
 
 
 def _hats(old: int, new: int) -> Tensor:

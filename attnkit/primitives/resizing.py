@@ -11,33 +11,42 @@ from torch import Tensor
 from attnkit.grid import Grid
 
 
-def rows_for_grid(rows: Tensor, tokens: int, grid: Grid, *, summed: bool) -> Tensor:
+def rows_for_grid(rows: Tensor, tokens: int | tuple[int, int], grid: Grid, *, summed: bool) -> Tensor:
     """Rows made for `tokens` image tokens, resized to those of `grid`.
 
-    A square number of tokens is taken as a square image and resized bilinearly; any other as a sequence.
+    Height and width, or a square number of tokens, which is taken as a square image, are resized bilinearly; any other
+    number as a sequence.
 
     Args:
         rows: (prefix rows + tokens, r).
-        tokens: number of image tokens the rows were made for.
+        tokens: number of image tokens the rows were made for, or their (height, width).
         grid: the grid at hand; its prefix does not count.
         summed: whether the rows are summed over tokens later; they are then scaled so that the sum keeps its size.
 
     Returns:
         (image tokens of the grid, r).
     """
-    image = rows[rows.shape[0] - tokens :]
-    side = math.isqrt(tokens)
-    square = side * side == tokens and grid.ndim == 2
-    if (grid.sizes == (side, side)) if square else grid.image_tokens == tokens:
+    count = tokens if isinstance(tokens, int) else math.prod(tokens)
+    image = rows[rows.shape[0] - count :]
+    sizes = _image_sizes(tokens) if grid.ndim == 2 else None
+    if grid.image_tokens == count if sizes is None else grid.sizes == sizes:
         return image
     columns = image.t()[None]
     columns = columns if columns.dtype == torch.float64 else columns.float()
-    if square:
-        resized = F.interpolate(columns.unflatten(2, (side, side)), grid.sizes, mode="bilinear", align_corners=False)
+    if sizes is not None:
+        resized = F.interpolate(columns.unflatten(2, sizes), grid.sizes, mode="bilinear", align_corners=False)
     else:
         resized = F.interpolate(columns, grid.image_tokens, mode="linear", align_corners=False)
     resized = resized.flatten(2)[0].t().to(rows.dtype)
-    return resized * (tokens / grid.image_tokens) if summed else resized
+    return resized * (count / grid.image_tokens) if summed else resized
+
+
+def _image_sizes(tokens: int | tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the image that so many tokens are, or None for a sequence."""
+    if not isinstance(tokens, int):
+        return tokens
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else None
 
 
 def trunc_normal(*shape: int) -> torch.nn.Parameter:

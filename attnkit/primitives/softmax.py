@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from attnkit.errors import ConfigError, ShapeError
 from attnkit.kernels import attend
 from attnkit.kernels.call import PairValues
+from attnkit.kernels.precision import widened, without_autocast
 from attnkit.layouts import Layout
 from attnkit.options import odd
 from attnkit.primitives.base import BuildContext, HeadGroup, HeadInputs, HeadOutput, PrimitiveOptions, label_of, what
@@ -114,7 +116,28 @@ class SoftmaxHeads(HeadGroup, ABC):
         out = attend(q, k, v, layout, scale=self.scale, bias=plan.bias)
         if self.lepe is not None:
             out = out + self._local(self.lepe, inputs)
-        return HeadOutput(out, inputs.grid, plan.aux)
+        aux = plan.aux
+        if inputs.prefix_weights:
+            aux = {**aux, "prefix_weights": self._prefix_weights(q, k, layout, plan.bias, inputs)}
+        return HeadOutput(out, inputs.grid, aux)
+
+    @torch.no_grad()
+    def _prefix_weights(
+        self, q: Tensor, k: Tensor, layout: Layout, bias: PairValues | None, inputs: HeadInputs
+    ) -> Tensor:
+        """Softmax weights of the prefix tokens, which see all that is not masked: (B, heads, prefix, N)."""
+        prefix = inputs.grid.prefix
+        if k.shape[2] != inputs.x.shape[1] or bias is not None:
+            raise ConfigError(
+                f"{label_of(self.options)}: weights of prefix tokens need the tokens' own keys and no bias; "
+                f"choose tokens by another group's"
+            )
+        with without_autocast(q.device):
+            logits = widened(q[:, :, :prefix]) @ widened(k).transpose(-2, -1) * self.scale
+            if layout.key_mask is not None:
+                logits = logits.masked_fill(~layout.key_mask[:, :, None], -torch.inf)
+            # A row without keys has no weights at all.
+            return logits.softmax(-1).nan_to_num(0.0)
 
     def _local(self, conv: nn.Conv2d, inputs: HeadInputs) -> Tensor:
         """The depthwise convolution of values or inputs as (B, heads, N, D), zero for prefix tokens."""

@@ -132,7 +132,8 @@ class PyramidModel(VisionModel[PyramidConfig]):
             assert isinstance(stage, StageLayer)
             tokens, grid = stage.merged(tokens, grid)
             for block in stage.blocks:
-                tokens, grid = self.run_block(block, tokens, grid, draw)
+                found = self.run_block(block, tokens, grid, draw)
+                tokens, grid = found.x, found.grid
             if f"stages.{at}" in ends:
                 yield tokens, grid
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from attnkit.blocks import Block
 from attnkit.errors import ConfigError, ShapeError, shown
 from attnkit.grid import Grid
+from attnkit.heads import MixOutput
 from attnkit.kernels.precision import autocasting
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.backbones.features import FeatureInfo, take_indices
@@ -216,14 +217,22 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
         if x.dtype != weight.dtype and not autocasting(x.device):
             raise ShapeError(f"the images are {x.dtype} but the model is {weight.dtype}; convert one or use autocast")
 
-    def run_block(self, block: nn.Module, x: Tensor, grid: Grid, draw: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """Runs one block, recomputed in the backward pass if asked for."""
+    def run_block(self, block: nn.Module, x: Tensor, grid: Grid, draw: Tensor | None = None, **more: Any) -> MixOutput:
+        """Runs one block, recomputed in the backward pass if asked for.
+
+        Args:
+            block: the block.
+            x: (B, N, C).
+            grid: how the tokens lie.
+            draw: number of the random draw; the block's own count where not given.
+            **more: further arguments of `Block.run`.
+        """
         assert isinstance(block, Block)
         # Drawn out here, so that a recomputed block sees the same random windows.
         draw = block.mix.next_draw() if draw is None else draw
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block.run, x, grid, draw=draw, use_reentrant=False)  # type: ignore[return-value]
-        return block.run(x, grid, draw=draw)
+            return checkpoint(block.run, x, grid, draw=draw, use_reentrant=False, **more)  # type: ignore[return-value]
+        return block.run(x, grid, draw=draw, **more)
 
 
 class FeaturesOnly(nn.Module):

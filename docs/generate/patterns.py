@@ -31,7 +31,8 @@ def note_of(text: str) -> str:
 def draw_patterns() -> Any:
     """Every registered primitive from one query, the six of the four papers first."""
     # They see what others see.
-    left_out = ("learned_upsample", "soft_topk_region", "padded_topk_region")
+    left_out = ("learned_upsample", "soft_topk_region", "padded_topk_region", "threshold_mask_predictor")
+    left_out += ("competing_mask_predictor", "mask_reconstruction")
     names = [*FIRST, *(name for name in PRIMITIVES if name not in (*FIRST, *left_out))]
     columns = len(FIRST)
     lines = -(-(len(names) + 1) // columns)

@@ -6,6 +6,7 @@ import pytest
 
 from attnkit import (
     AttnkitError,
+    CompetingMaskPredictor,
     Conv,
     CrossShaped,
     Dense,
@@ -14,11 +15,13 @@ from attnkit import (
     LearnedUpsample,
     Linformer,
     MaskPredictor,
+    MaskReconstruction,
     Neighborhood,
     PaddedTopKRegion,
     PooledGlobal,
     RandomWindow,
     SoftTopKRegion,
+    ThresholdMaskPredictor,
     TopKRegion,
     Window,
 )
@@ -34,6 +37,9 @@ SAMPLES = {
     "learned_upsample": LearnedUpsample(2, 3),
     "linformer": Linformer(2, 16, 5),
     "mask_predictor": MaskPredictor(2, 24, 0.3),
+    "threshold_mask_predictor": ThresholdMaskPredictor(2, 24, score=0.3),
+    "competing_mask_predictor": CompetingMaskPredictor(2, 24, 0.3),
+    "mask_reconstruction": MaskReconstruction(2, 24),
     "neighborhood": Neighborhood(2, 3, relative_bias=True),
     "pooled_global": PooledGlobal(2, 2),
     "random_window": RandomWindow(2, 5),

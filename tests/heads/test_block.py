@@ -98,9 +98,9 @@ def test_strides_and_other_widths_change_the_shortcut(grid, seed, stride, out_di
     small = grid.strided(stride)
     y = rows + block.mix(norm(x, block.norm1, 1e-6), grid)
     y = y + mlp(block, norm(y, block.norm2, 1e-6), small)
-    found, found_grid = block.run(x, grid)
-    assert found_grid == small
-    torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
+    found = block.run(x, grid)
+    assert found.grid == small
+    torch.testing.assert_close(found.x, y, rtol=1e-9, atol=1e-9)
 
 
 @given(grid=grids(max_height=4, max_width=5), seed=seeds(), scale=st.integers(1, 3), masked=st.booleans())
@@ -119,9 +119,9 @@ def test_a_finer_map_gets_each_token_repeated_as_its_shortcut(grid, seed, scale,
     y = shortcut + block.mix(norm(x, block.norm1, 1e-6), grid, token_mask=kept)
     inner = norm(y, block.norm2, 1e-6)
     y = y + block.mlp(inner, fine, None if kept is None else kept[:, rows])
-    found, found_grid = block.run(x, grid, token_mask=kept)
-    assert found_grid == fine
-    torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
+    found = block.run(x, grid, token_mask=kept)
+    assert found.grid == fine
+    torch.testing.assert_close(found.x, y, rtol=1e-9, atol=1e-9)
 
 
 def test_maps_and_tokens_are_the_same():

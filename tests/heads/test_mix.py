@@ -44,7 +44,8 @@ def alone(mix, number):
 )
 def test_a_mix_is_the_sum_of_its_groups(random_mix, names, grid, seed):
     """Groups do not see each other: every mix of primitives is each group alone, projected and added."""
-    fixed = {"mask_predictor": {"prefix": 0}, "conv": {"stride": 1}, "learned_query": {"stride": 1}}
+    predictors = ("mask_predictor", "threshold_mask_predictor", "competing_mask_predictor", "mask_reconstruction")
+    fixed = {**{name: {"prefix": 0} for name in predictors}, "conv": {"stride": 1}, "learned_query": {"stride": 1}}
     fixed["learned_upsample"] = {"scale": 1}
     groups = [
         random_options(name, seed=seed + at, lepe_on="v", **fixed.get(name, {}))

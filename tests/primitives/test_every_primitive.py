@@ -16,7 +16,7 @@ NAMES = list_primitives()
 
 def drawn(name, grid, seed, **fixed):
     """Random options that fit the grid."""
-    if name == "mask_predictor":
+    if name.startswith("mask_") or name.endswith("mask_predictor"):
         fixed["prefix"] = grid.prefix if seed % 2 else 0
     return random_options(name, seed=seed, **fixed)
 
