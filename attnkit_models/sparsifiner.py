@@ -56,12 +56,17 @@ def sparsifiner_deit_base() -> IsotropicConfig:
 def sparsifiner_lvvit_small() -> IsotropicConfig:
     """LV-ViT-S with mask predictors: 26.4 M parameters; a convolutional stem, halved branches, an auxiliary head."""
     return IsotropicConfig(
-        (*_convolutions(64, (7, 2), (3, 1), (3, 1)), ConvNorm(384, 8, 8, norm="none")),
+        (*lv_vit_stem(64), ConvNorm(384, 8, 8, norm="none")),
         16,
         Mix((MaskPredictor(6, 196, KEEP, prefix=1),), qkv_bias=False),
         block=BlockStyle(mlp_ratio=3.0, norm_eps=1e-5, residual_scale=2.0),
         aux_head=True,
     )
+
+
+def lv_vit_stem(dim: int) -> tuple[ConvNorm, ...]:
+    """The convolutions of LV-ViT's stem, which halve the image, without the one that makes patches."""
+    return _convolutions(dim, (7, 2), (3, 1), (3, 1))
 
 
 def _convolutions(dim: int, *shapes: tuple[int, int]) -> tuple[ConvNorm, ...]:

@@ -30,6 +30,7 @@ def import_official(
     hparams: Mapping[str, Any] | None = None,
     *,
     resize_tables: bool = False,
+    backbone_only: bool = False,
 ) -> nn.Module:
     """Loads the weights of a paper's authors into attnkit's model.
 
@@ -41,10 +42,13 @@ def import_official(
             does what the authors' code does wherever that runs, its padding included; without, it is attnkit's recipe,
             which leaves padding out.
         resize_tables: resize biases and gains that were learned for windows of another size bicubically, as QnA's
-            authors do for fine-tuning. Otherwise they are tensors that do not fit.
+            authors do for fine-tuning, and positions and predictors of Sparsifiner that were learned for images of
+            another size. Otherwise they are tensors that do not fit.
+        backbone_only: the state dict has no mask predictors, as the files that Sparsifiner's training begins with;
+            those of the model stay random. Otherwise they are missing.
 
     Returns:
-        The model in evaluation mode, with every weight loaded.
+        The model in evaluation mode, with every weight loaded, but for the predictors with `backbone_only`.
 
     Raises:
         ConfigError: for an unknown name or argument, or arguments that were left out or are not wanted.
@@ -54,7 +58,19 @@ def import_official(
     config = _config(name, family, hparams)
     model = attnkit.build(config)
     what = f"the state dict for {name!r}"
-    load(model, family.table(config), state_dict, what=what, family=family.name, resize_tables=resize_tables)
+    if backbone_only and not family.later:
+        raise ConfigError(f"backbone_only=True goes with models of Sparsifiner, but {name!r} is trained in one piece")
+    table = family.table(config)
+    load(
+        model,
+        table,
+        state_dict,
+        what=what,
+        family=family.name,
+        resize_tables=resize_tables,
+        later=family.later,
+        without_later=backbone_only,
+    )
     return model.eval()
 
 
@@ -126,20 +142,40 @@ def load(
     what: str,
     family: str | None,
     resize_tables: bool = False,
+    later: str = "",
+    without_later: bool = False,
 ) -> None:
-    """Loads a whole state dict of the authors, or raises and leaves the model as it was."""
+    """Loads a whole state dict of the authors, or raises and leaves the model as it was.
+
+    Args:
+        model: the model.
+        table: its names.
+        state_dict: the authors'.
+        what: what messages call that.
+        family: name of the family, or None for a layer.
+        resize_tables: as for `import_official`.
+        later: as for `Family`.
+        without_later: whether these are left as they are.
+    """
     theirs = unwrapped(state_dict)
     ours = model.state_dict()
     pairs = table.pairs(ours)
+    rest = [pair for pair in pairs if not re.fullmatch(later, pair.theirs)] if later else pairs
+    if without_later:
+        pairs = rest
+        ours = {pair.ours: ours[pair.ours] for pair in pairs}
     theirs = fitted(pairs, ours, theirs) if resize_tables else theirs
     found = problems(pairs, ours, theirs)
     if found:
         guessed = guess(theirs)
         hint = f"; it looks like a state dict of {guessed!r}" if guessed and guessed != family else ""
         if not hint and not resize_tables and not problems(pairs, ours, fitted(pairs, ours, theirs)):
-            hint = "; these are tables of other windows, which resize_tables=True resizes"
+            hint = "; these are tables of other windows or images, which resize_tables=True resizes"
+        kept = {pair.ours: ours[pair.ours] for pair in rest}
+        if len(rest) < len(pairs) and not problems(rest, kept, theirs):
+            hint = "; a backbone without mask predictors loads with backbone_only=True"
         raise CheckpointError(f"{what} does not fit: {'; '.join(found)}{hint}")
-    model.load_state_dict(inward(pairs, theirs))
+    model.load_state_dict(inward(pairs, theirs), strict=not without_later)
 
 
 def problems(pairs: list[Pair], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:

@@ -23,6 +23,8 @@ class Family:
         config: the options of our model from the arguments of the authors' constructor.
         table: the names of such a model.
         telltale: a name that only this family's state dicts have, as a regular expression.
+        later: names of what is trained later than the rest, as a regular expression: files of the rest alone are what
+            that training begins with.
         released: recipes whose weights the authors published, or could have: names of recipes to their arguments.
     """
 
@@ -30,6 +32,7 @@ class Family:
     config: Callable[[Mapping[str, Any]], ModelConfig]
     table: Callable[[ModelConfig], KeyTable]
     telltale: str
+    later: str = ""
     released: tuple[str, ...] = field(default=())
 
 
@@ -53,6 +56,8 @@ FAMILIES: dict[str, str] = {
     "biformer_stl": "attnkit_models.checkpoints.biformer:BIFORMER_STL",
     "biformer_stl_nchw": "attnkit_models.checkpoints.biformer:BIFORMER_STL_NCHW",
     "qna_vit": "attnkit_models.checkpoints.qna:QNA_VIT",
+    "sparsifiner_lvvit": "attnkit_models.checkpoints.sparsifiner:SPARSIFINER_LVVIT",
+    "sparsifiner": "attnkit_models.checkpoints.sparsifiner:SPARSIFINER",
 }
 
 RELEASED: dict[str, str] = {
@@ -65,6 +70,10 @@ RELEASED: dict[str, str] = {
     "qna_vit_tiny_7x7": "qna_vit",
     "qna_vit_small": "qna_vit",
     "qna_vit_base": "qna_vit",
+    "sparsifiner_deit_tiny": "sparsifiner",
+    "sparsifiner_deit_small": "sparsifiner",
+    "sparsifiner_deit_base": "sparsifiner",
+    "sparsifiner_lvvit_small": "sparsifiner_lvvit",
 }
 
 LAYERS: dict[str, str] = {
@@ -78,6 +87,7 @@ LAYERS: dict[str, str] = {
     "QnAUpsample": "attnkit_models.checkpoints.qna_layers:QNA_UPSAMPLE",
     "QnABlock": "attnkit_models.checkpoints.qna_layers:QNA_BLOCK",
     "MultiHeadSelfAttention": "attnkit_models.checkpoints.qna_layers:MULTI_HEAD_SELF_ATTENTION",
+    "SparsifinerAttention": "attnkit_models.checkpoints.sparsifiner_layers:SPARSIFINER_ATTENTION",
 }
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 Change: TypeAlias = "Callable[[Tensor], Tensor]"
+Resize: TypeAlias = "Callable[[Tensor], Tensor | None]"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class Rule:
         theirs: the authors' name; `*` at its end stands for what it stands for in `ours`.
         ours: our name.
         transform: how the tensor changes.
+        resize: brings a tensor of ours that was made for another image size to this one; None of what it cannot.
     """
 
     theirs: str
     ours: str
     transform: Transform = SAME
+    resize: Resize | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Pair:
     theirs: str
     ours: str
     transform: Transform
+    resize: Resize | None = None
 
 
 class KeyTable:
@@ -95,7 +99,7 @@ class KeyTable:
                 rest = name[len(section.ours) :]
                 for rule in section.rules:
                     if rule.ours == rest:
-                        return Pair(section.theirs + rule.theirs, name, rule.transform)
+                        return Pair(section.theirs + rule.theirs, name, rule.transform, rule.resize)
                     if rule.ours.endswith("*") and rest.startswith(rule.ours[:-1]):
                         tail = rest[len(rule.ours) - 1 :]
                         return Pair(section.theirs + rule.theirs[:-1] + tail, name, rule.transform)

@@ -1,4 +1,4 @@
-"""Tables over the offsets inside a window, brought to a window of another size."""
+"""Tables over the offsets inside a window, or over an image, brought to one of another size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_table(name: str, tensor: Tensor) -> bool:
 
 
 def fitted(pairs: Sequence[Pair], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' tensors with the tables of other windows resized to ours; what does not fit otherwise stays.
+    """The authors' tensors with the tables of other windows and images resized to ours; what does not fit stays.
 
     Args:
         pairs: the tensors under both names.
@@ -43,11 +43,17 @@ def fitted(pairs: Sequence[Pair], ours: Mapping[str, Tensor], theirs: Mapping[st
     found = dict(theirs)
     for pair in pairs:
         wanted, given = ours[pair.ours], theirs.get(pair.theirs)
-        if given is None or not is_table(pair.ours, wanted) or not given.is_floating_point():
+        resizable = pair.resize is not None or is_table(pair.ours, wanted)
+        if given is None or not resizable or not given.is_floating_point() or given.is_meta:
             continue
         try:
             table = pair.transform.inward(given)
         except (RuntimeError, IndexError):
+            continue
+        if pair.resize is not None:
+            image = pair.resize(table) if table.shape != wanted.shape and table.ndim == wanted.ndim else None
+            if image is not None and image.shape == wanted.shape:
+                found[pair.theirs] = pair.transform.outward(image)
             continue
         if table.ndim == 3 and table.numel() and len(table) == len(wanted) and table.shape != wanted.shape:
             found[pair.theirs] = pair.transform.outward(resized(table, wanted.shape[1:]))

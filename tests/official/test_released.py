@@ -20,6 +20,10 @@ COUNTS = {
     "qna_vit_tiny_7x7": 214,
     "qna_vit_small": 358,
     "qna_vit_base": 358,
+    "sparsifiner_deit_tiny": 224,
+    "sparsifiner_deit_small": 224,
+    "sparsifiner_deit_base": 224,
+    "sparsifiner_lvvit_small": 300,
 }
 
 

@@ -82,7 +82,7 @@ def test_it_is_done_only_where_it_is_asked_for():
     assert str(caught.value) == (
         "the state dict for 'qna_vit' does not fit: 1 has another shape "
         "(LSAStage_2.MSA_Block_1.MultiHeadSelfAttention_0.RelativePositionalEmbedding_0.rpe_bias (49, 4) instead of "
-        "(121, 4)); these are tables of other windows, which resize_tables=True resizes"
+        "(121, 4)); these are tables of other windows or images, which resize_tables=True resizes"
     )
     del state["ClassificationHead_0.head_logits.bias"]
     with pytest.raises(CheckpointError, match=r"1 is missing \(ClassificationHead_0.head_logits.bias\)$"):
