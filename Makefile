@@ -15,12 +15,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test laws lint types contracts docs check format clean
+.PHONY: help demo test laws recipes lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
 	@echo 'make test       run all tests'
 	@echo 'make laws       hold every primitive and backend to every law, 200 cases each'
+	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -45,6 +46,9 @@ test: $(READY)
 
 laws: $(READY)
 	@ATTNKIT_LAWS_EXAMPLES=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/laws $(ARGS)
+
+recipes: $(READY)
+	@ATTNKIT_RECIPES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_matrix.py $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

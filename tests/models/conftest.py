@@ -25,6 +25,12 @@ def shallow_model(name: str, **overrides: Any) -> torch.nn.Module:
 
 
 @pytest.fixture
+def shallow() -> Callable[..., torch.nn.Module]:
+    """shallow(name, **overrides): see `shallow_model`."""
+    return shallow_model
+
+
+@pytest.fixture
 def outline() -> Callable[..., torch.nn.Module]:
     """outline(name, **overrides): a shallow model in evaluation mode without numbers, on the meta device."""
 
