@@ -22,6 +22,7 @@ help:
 	@echo 'make test       run all tests'
 	@echo 'make laws       hold every primitive and backend to every law, 200 cases each'
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
+	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -49,6 +50,9 @@ laws: $(READY)
 
 recipes: $(READY)
 	@ATTNKIT_RECIPES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_matrix.py $(ARGS)
+
+fuzz: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --processes $(WORKERS) $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
