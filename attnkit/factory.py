@@ -111,7 +111,7 @@ def _steps(path: str) -> list[str | int]:
         found = _STEP.findall(part)
         written = "".join(name or f"[{index}]" for name, index in found)
         if not found or written != part or [bool(name) for name, _ in found] != [True, *[False] * (len(found) - 1)]:
-            raise ConfigError(f"override path {path!r} is not of the form 'stages[2].mix.groups[1].window'")
+            raise ConfigError(f"override path {shown(path)} is not of the form 'stages[2].mix.groups[1].window'")
         steps += [name or (-1 if index == "*" else int(index)) for name, index in found]
     return steps
 
@@ -161,19 +161,23 @@ def _entries(node: Any, step: str | int, path: str) -> list[str | int]:
     if isinstance(step, int):
         if not isinstance(node, tuple):
             place = "*" if step < 0 else step
-            raise ConfigError(f"override {path!r}: there is no list before [{place}], but {shown(node)}")
+            raise ConfigError(f"override {shown(path)}: there is no list before [{place}], but {shown(node)}")
         if step >= len(node):
-            raise ConfigError(f"override {path!r}: index {step} is beyond the {len(node)} entries (0..{len(node) - 1})")
+            raise ConfigError(
+                f"override {shown(path)}: index {step} is beyond the {len(node)} entries (0..{len(node) - 1})"
+            )
         return list(range(len(node))) if step < 0 else [step]
     if isinstance(node, tuple):
-        raise ConfigError(f"override {path!r}: a list of {len(node)} stands before {step!r}; add [0], or [*] for all")
+        raise ConfigError(
+            f"override {shown(path)}: a list of {len(node)} stands before {step!r}; add [0], or [*] for all"
+        )
     if not isinstance(node, Options):
-        raise ConfigError(f"override {path!r}: there are no options before {step!r}, but {shown(node)}")
+        raise ConfigError(f"override {shown(path)}: there are no options before {step!r}, but {shown(node)}")
     known = field_types(type(node))
     if step not in known:
         label = node.kind or type(node).__name__
         raise ConfigError(
-            f"override {path!r}: unknown option {shown(step)} for {label!r}{did_you_mean(step, known)} "
+            f"override {shown(path)}: unknown option {shown(step)} for {label!r}{did_you_mean(step, known)} "
             f"(options: {', '.join(known)})"
         )
     return [step]

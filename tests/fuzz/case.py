@@ -27,6 +27,7 @@ KINDS: dict[str, int] = {
     "configs": 2,
     "checkpoints": 2,
     "official": 1,
+    "files": 1,
     "images": 1,
     "commands": 1,
 }

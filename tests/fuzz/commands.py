@@ -10,17 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
+import attnkit
 from attnkit import factory
 from attnkit.cli import main
 from attnkit.errors import ConfigError
 from attnkit.registry import list_primitives
 from attnkit.testing import random_options
+from attnkit_models import export_official
+from attnkit_models.checkpoints.qna_arguments import qna_config
 from tests.fuzz.case import agree
 from tests.fuzz.checkpoints import intact
 from tests.fuzz.configs import written
 from tests.fuzz.mutation import PLAIN_ODDITIES, misspelt, mutate_plain
+from tests.fuzz.official import HPARAMS
 
 WORDS = ("", "-1", "0", "x", "=", "--", "-h", "--help", "--nope", "ü", "9" * 400, "3x3", "nan", "*", "[", "\x00", "a b")
 MODELS = ("vit_micro", "bigbird_vit_micro", "biformer_micro", "qna_vit_micro", "sparsifiner_micro")
@@ -61,7 +66,7 @@ def _inside(folder: Path) -> Iterator[None]:
 def _right(dice: random.Random, folder: Path) -> list[str]:
     """A command line that works."""
     name = dice.choice(list_primitives())
-    way = dice.choice(("list", "show", "explain", "flops", "draw", "train", "predict"))
+    way = dice.choice(("list", "show", "explain", "flops", "draw", "train", "predict", "convert"))
     if way == "list":
         return ["list", *dice.choice(([], ["models"], ["primitives", "*window"], ["backends"]))]
     if way == "show":
@@ -81,6 +86,8 @@ def _right(dice: random.Random, folder: Path) -> list[str]:
             f"a.{dice.choice(('png', 'svg'))}",
         ]
     _pictures(folder)
+    if way == "convert":
+        return _convert(dice, folder)
     if way == "predict":
         (folder / "best.safetensors").write_bytes(intact("weights"))
         words = ["data/a/0.png", dice.choice(("data/b/1.png", "none.png", "config.yaml", "data"))]
@@ -93,6 +100,17 @@ def _right(dice: random.Random, folder: Path) -> list[str]:
     (folder / "config.yaml").write_text(written(plain))
     inputs = ["--config", "config.yaml", "--data", "data", "--img-size", "16"]
     return ["train", *inputs, "--out", "run", "--batch-size", "4"]
+
+
+def _convert(dice: random.Random, folder: Path) -> list[str]:
+    """A small model of an authors' code, to be made a checkpoint."""
+    theirs = export_official("qna_vit", attnkit.build(qna_config(HPARAMS)))
+    torch.save({"params": theirs}, folder / "theirs.pth")
+    plain = mutate_plain(HPARAMS, dice, PLAIN_ODDITIES) if dice.random() < 0.3 else HPARAMS
+    (folder / "hparams.yaml").write_text(written(plain))
+    (folder / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    extra = ["--classes", "classes.txt"] if dice.random() < 0.5 else []
+    return ["convert", "theirs.pth", "ours.safetensors", "--model", "qna_vit", "--hparams", "hparams.yaml", *extra]
 
 
 def _pictures(folder: Path) -> None:

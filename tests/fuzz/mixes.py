@@ -20,7 +20,7 @@ from tests.fuzz.agreement import check_export, check_module
 from tests.fuzz.mutation import ODDITIES, any_of
 
 DTYPES = (torch.float32, torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
-EXPORTED = 0.1
+EXPORTED = 0.3
 
 
 class Called(nn.Module):

@@ -20,7 +20,7 @@ from tests.fuzz.case import agree, must_work
 from tests.fuzz.mutation import ODDITIES, any_of, misspelt, nearby
 from tests.fuzz.options import random_path
 
-EXPORTED = 0.1
+EXPORTED = 0.2
 # Numbers that set how much a model holds and computes stay below this.
 MOST = 70
 MOST_PARAMETERS = 12_000_000
@@ -44,7 +44,7 @@ def case(dice: random.Random, folder: Path) -> None:
     size = (dice.randint(1, 48), dice.randint(1, 48)) if dice.random() < 0.3 else dice.choice((16, 24, 32, (16, 40)))
     if dice.random() < 0.9:
         overrides["img_size"] = size
-    for _ in range(dice.choice((0, 0, 1, 1, 2, 3))):
+    for _ in range(dice.choice((0, 0, 0, 1, 1, 2))):
         path, value = _change(start, dice)
         overrides[path] = value
     if _parameters(name, overrides) > MOST_PARAMETERS:
@@ -83,9 +83,9 @@ def _change(start: Options, dice: random.Random) -> tuple[str, Any]:
     """One override: of a value to one of its kind, to something odd, or of a path that there is not."""
     path, value = random_path(start, dice)
     odd = dice.random()
-    if odd < 0.15:
+    if odd < 0.08:
         return misspelt(path, dice), value
-    if odd < 0.35:
+    if odd < 0.2:
         return path, any_of(dice, ODDITIES)
     changed = nearby(value, dice)
     if isinstance(changed, int) and not isinstance(changed, bool) and not -MOST < changed < MOST:
@@ -120,8 +120,11 @@ def _check_features(model: VisionModel[Any], x: Tensor, dice: random.Random) -> 
         last, maps = model.forward_intermediates(x)
     agree(torch.equal(last, model.forward_features(x)), "forward_intermediates and forward_features differ")
     agree(len(maps) == levels, "there are more or fewer maps than feature_info says")
-    indices = dice.choice((-1, [0], [-1], levels, levels + 1, 0, [levels], None, [], "a", [None], [0.5], 1.0))
+    indices: Any = dice.choice((1, [0], [-1], levels, None, range(levels)))
+    if dice.random() < 0.3:
+        indices = any_of(dice, (levels + 1, [levels], 0, *ODDITIES))
     found = model.forward_intermediates(x, indices, norm=dice.random() < 0.5, intermediates_only=True)
     agree(all(one.isfinite().all() for one in found), "a feature map is not finite")
-    model.reset_classifier(any_of(dice, (0, 3, 5, -1, True, None, "3", 2.0)), dice.choice((None, "avg", "token", "x")))
+    classes = dice.choice((0, 3, 5)) if dice.random() < 0.8 else any_of(dice, ODDITIES)
+    model.reset_classifier(classes, dice.choice((None, None, "avg", "token", "x")))
     agree(bool(model(x).isfinite().all()), "a model with another classifier gives something that is not finite")

@@ -33,6 +33,7 @@ SHORT = {
     "configs": 10,
     "checkpoints": 15,
     "official": 4,
+    "files": 15,
     "images": 12,
     "commands": 4,
 }
@@ -112,6 +113,13 @@ def test_a_pickle_that_is_opened_is_found(monkeypatch):
     assert not findings("checkpoints", range(40))
     monkeypatch.setattr(checkpoints, "read_weights", trusting)
     assert any("executed what stands in it" in text for text in findings("checkpoints", range(40)))
+
+
+def test_a_checkpoint_file_that_is_executed_is_found(monkeypatch):
+    load = torch.load
+    assert not findings("files", range(15))
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: load(*args, **{**kwargs, "weights_only": False}))
+    assert any("executed what stands in it" in text for text in findings("files", range(15)))
 
 
 def test_a_configuration_that_is_executed_is_found(monkeypatch):
