@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.fuzz.case import KINDS, Result, run_case
 from tests.fuzz.limits import SECONDS
-from tests.fuzz.record import write_record
+from tests.fuzz.record import BEGIN, write_record
 
 CASES = 2_000
 # A case that its own alarm cannot end, because it hangs outside Python, is ended from outside.
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, help="how many processes (2)")
     parser.add_argument("--record", type=Path, help="write the counts into this page, between its two marks")
     given = parser.parse_args(arguments)
+    if given.record and not (given.record.is_file() and BEGIN in given.record.read_text(encoding="utf-8")):
+        parser.error(f"--record needs a page that holds {BEGIN}, but got {given.record}")
     if given.seed is not None:
         if given.kind is None:
             parser.error("--seed needs the kind of the case")
