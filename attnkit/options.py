@@ -111,7 +111,7 @@ def odd(**values: int | tuple[int, ...]) -> list[str]:
 def among(choices: tuple[str, ...], **values: str) -> list[str]:
     """Problems for names out of a fixed list."""
     return [
-        f"{name}={value!r}: must be one of {listing(choices)}{did_you_mean(value, choices)}"
+        f"{name}={shown(value)}: must be one of {listing(choices)}{did_you_mean(value, choices)}"
         for name, value in values.items()
         if value not in choices
     ]

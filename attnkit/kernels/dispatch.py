@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias
 
-from attnkit.errors import BackendError, did_you_mean
+from attnkit.errors import BackendError, did_you_mean, shown
 from attnkit.kernels.backend import Backend
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.registry import BACKENDS, load
@@ -164,7 +164,8 @@ def backend_named(name: str) -> Backend:
         BackendError: if there is none, naming the nearest.
     """
     if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}{did_you_mean(name, BACKENDS)} (backends: {', '.join(BACKENDS)})")
+        near = did_you_mean(name, BACKENDS)
+        raise BackendError(f"unknown backend {shown(name)}{near} (backends: {', '.join(BACKENDS)})")
     if not BACKENDS[name]:
         raise BackendError(f"backend {name!r} is planned but not part of this version")
     if name not in _backends:
@@ -183,7 +184,7 @@ def _names(text: str) -> list[str]:
     for name in names:
         if name not in BACKENDS and name != "auto":
             raise BackendError(
-                f"unknown backend {name!r}{did_you_mean(name, BACKENDS)} (backends: auto, {', '.join(BACKENDS)})"
+                f"unknown backend {shown(name)}{did_you_mean(name, BACKENDS)} (backends: auto, {', '.join(BACKENDS)})"
             )
     return names
 

@@ -200,7 +200,7 @@ class VisionModel(nn.Module, ABC, Generic[ConfigT]):
     def check_images(self, x: Tensor) -> None:
         """Raises `ShapeError` unless x is a batch of non-empty float images with the right number of channels."""
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.in_chans:
-            got = tuple(x.shape) if isinstance(x, Tensor) else repr(x)
+            got = tuple(x.shape) if isinstance(x, Tensor) else shown(x)
             raise ShapeError(
                 f"{type(self).__name__} takes images (B, {self.in_chans}, H, W), but got {got}; "
                 f"for other channels build it with in_chans=..."

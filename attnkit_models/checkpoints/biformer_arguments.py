@@ -12,7 +12,7 @@ from attnkit.options import Options, odd, positive
 from attnkit.primitives import Conv, Dense, PaddedTopKRegion, SoftTopKRegion, TopKRegion
 from attnkit_models.biformer import DENSE_HEADS
 
-Scale = float | Literal["group", "head"]
+Scale = float | Literal["head", "group"]
 KvMode = Literal["identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool"]
 
 # The kernel of the convolution in the dense stage of the second code, whatever its arguments say.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import attnkit
 from attnkit import registry
-from attnkit.errors import CheckpointError, ConfigError
+from attnkit.errors import CheckpointError, ConfigError, shown
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.family import FAMILIES, LAYERS, RELEASED, Family, family_named, layer_named
 from attnkit_models.checkpoints.keys import KeyTable, Pair, inward, outward
@@ -128,7 +128,7 @@ def import_official_layer(
     """
     layer = layer_named(upstream_class)
     theirs = unwrapped(state_dict)
-    module = layer.build(dict(hparams or {}), theirs)
+    module = layer.build(_arguments(hparams), theirs)
     what = f"the state dict for {upstream_class!r}"
     load(module, layer.table(module), theirs, what=what, family=None, resize_tables=resize_tables)
     return module.eval()
@@ -228,7 +228,7 @@ def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         inner = held[0] if held else inner
     bad = [key for key, value in inner.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if bad or not inner:
-        seen = f"{bad[0]!r} holds {type(inner[bad[0]]).__name__}" if bad else "it is empty"
+        seen = f"{shown(bad[0])} holds {type(inner[bad[0]]).__name__}" if bad else "it is empty"
         raise CheckpointError(f"a state dict maps names to tensors, but {seen}")
     if all(key.startswith(PARALLEL) for key in inner):
         inner = {key[len(PARALLEL) :]: value for key, value in inner.items()}
@@ -254,7 +254,20 @@ def _config(name: str, family: Family, hparams: Mapping[str, Any] | None) -> Mod
     if hparams is None:
         released = [one for one, of in RELEASED.items() if of == name]
         raise ConfigError(f"{name!r} is a family and needs hparams, or give a released model: {', '.join(released)}")
-    return family.config(hparams)
+    return family.config(_arguments(hparams))
+
+
+def _arguments(hparams: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of the authors' constructor as a dict of names.
+
+    Raises:
+        ConfigError: if they are none.
+    """
+    if hparams is None:
+        return {}
+    if not isinstance(hparams, Mapping) or not all(isinstance(name, str) for name in hparams):
+        raise ConfigError(f"hparams maps the names of the constructor's arguments to values, but got {shown(hparams)}")
+    return dict(hparams)
 
 
 def _some(names: list[str]) -> str:

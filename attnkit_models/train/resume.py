@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnkit.errors import CheckpointError
+from attnkit.errors import CheckpointError, shown
 from attnkit_models.train.checkpoint import check_weights, load_weights, pack, read_header
 from attnkit_models.train.options import FREE_ON_RESUME
 
@@ -144,10 +144,10 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], place: P
     free = {f"options.{name}" for name in FREE_ON_RESUME}
     different = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name) and name not in free]
     if different:
-        shown = ", ".join(f"{name} was {theirs.get(name)!r} and is now {ours.get(name)!r}" for name in different[:3])
+        listed = [f"{name} was {shown(theirs.get(name))} and is now {shown(ours.get(name))}" for name in different[:3]]
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise CheckpointError(
-            f"{place} holds another run: {shown}{more}; continue it with what it was started with, "
+            f"{place} holds another run: {', '.join(listed)}{more}; continue it with what it was started with, "
             "or start anew with --overwrite or another --out"
         )
 

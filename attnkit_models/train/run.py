@@ -16,7 +16,7 @@ from torch import nn
 import attnkit
 from attnkit.cli.invocation import invocation
 from attnkit.cli.sizes import LARGEST
-from attnkit.errors import AttnkitError, ConfigError
+from attnkit.errors import AttnkitError, ConfigError, shown
 from attnkit_models.train import rundir
 from attnkit_models.train.checkpoint import versions, write_json
 from attnkit_models.train.data import DIGITS, ImageData, digits
@@ -139,7 +139,7 @@ def _load_data(
     sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
     if len(sizes) != 2 or not all(isinstance(one, int) and 1 <= one <= LARGEST for one in sizes):
         raise ConfigError(
-            f"img_size={size!r} must be pixels a side such as 32, or [height, width] such as [96, 160], "
+            f"img_size={shown(size)} must be pixels a side such as 32, or [height, width] such as [96, 160], "
             f"at most {LARGEST}"
         )
     height, width = sizes

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import pickle
 import random
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 from torch import nn
 
 import attnkit
@@ -84,9 +87,11 @@ def intact(kind: str) -> bytes:
 
 def _mutated(dice: random.Random, content: bytes) -> bytes:
     """The file intact, damaged anywhere, or put together again from a header that lies."""
-    way = dice.randrange(10)
-    if way < 2 or way > 7:
+    way = dice.randrange(11)
+    if way < 2 or way > 9:
         return content
+    if way > 7:
+        return _of_another_model(dice, content)
     if way == 2:
         return mutate_bytes(content, dice, dice.randint(1, 2))
     if way == 3:
@@ -114,6 +119,25 @@ def _mutated(dice: random.Random, content: bytes) -> bytes:
         other = dice.choice((misspelt(name, dice), dice.choice(tensors), "", "x" * 3000))
         header[other] = header.pop(name) if dice.random() < 0.7 else header[name]
     return _join(header, data, dice)
+
+
+def _of_another_model(dice: random.Random, content: bytes) -> bytes:
+    """A file that can be read, but of which some tensors do not fit."""
+    meta, tensors = _split(content)[0]["__metadata__"], load(content)
+    dtypes = (torch.float16, torch.float64, torch.int32)
+    for name in dice.sample(list(tensors), dice.choice((1, 1, 2, len(tensors)))):
+        tensor = tensors.pop(name)
+        ways: tuple[Callable[[], dict[str, torch.Tensor]], ...] = (
+            dict,
+            lambda name=name, tensor=tensor: {f"{name}.x": tensor},
+            lambda name=name, tensor=tensor: {name: tensor, misspelt(name, dice): tensor.clone()},
+            lambda name=name, tensor=tensor: {name: tensor[None]},
+            lambda name=name, tensor=tensor: {name: torch.cat([tensor, tensor]) if tensor.ndim else tensor},
+            lambda name=name, tensor=tensor: {name: tensor.to(dice.choice(dtypes))},
+            lambda name=name, tensor=tensor: {name: tensor + (math.nan if tensor.is_floating_point() else 1)},
+        )
+        tensors |= dice.choice(ways)()
+    return save(tensors, meta)
 
 
 def _split(content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -20,7 +20,7 @@ from tests.fuzz.checkpoints import Payload
 from tests.fuzz.mutation import PLAIN_ODDITIES, mutate_bytes, mutate_plain
 
 FORMATS = ("archive", "archive", "pickle", "safetensors", "flax", "flax")
-NAMES = ("weights.pth", "weights.pt", "checkpoint_300", "model.safetensors", "model.bin", "a b ü")
+NAMES = ("weights.pth", "weights.pt", "checkpoint_300", "flax.msgpack", "model.safetensors", "model.bin", "a b ü")
 
 
 def case(dice: random.Random, folder: Path) -> None:

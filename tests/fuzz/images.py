@@ -69,7 +69,7 @@ def _image(dice: random.Random, damaged: float) -> tuple[bytes, str]:
 
 
 def _one(dice: random.Random, folder: Path) -> None:
-    content, ending = _image(dice, 0.6)
+    content, ending = _image(dice, 0.45)
     file = folder / f"a{ending}"
     file.write_bytes(content)
     if dice.random() < 0.05:
@@ -84,14 +84,14 @@ def _folder(dice: random.Random, folder: Path) -> None:
     root = folder / "data"
     root.mkdir()
     parts = dice.choice((("",), ("",), ("train", "val"), ("train", "test"), ("train",), ("train", "valid", "x")))
-    damaged = dice.choice((0.0, 0.0, 0.3))
+    damaged = dice.choice((0.0, 0.0, 0.0, 0.3))
     names = dice.sample(
-        ("cat", "dog", "ü n", "-x", ".hidden", "train", "a'b", "c\td"), dice.choice((0, 1, 2, 2, 2, 3, 3))
+        ("cat", "dog", "ü n", "-x", ".hidden", "train", "a'b", "c\td"), dice.choice((0, 1, *[2] * 5, *[3] * 5))
     )
     for part in parts:
         for name in names:
             (root / part / name).mkdir(parents=True, exist_ok=True)
-            for at in range(dice.choice((0, 1, 2, 2, 3, 3, 4))):
+            for at in range(dice.choice((2, 2, 3, 3, 4) if dice.random() < 0.95 else (0, 1))):
                 content, ending = _image(dice, damaged)
                 (root / part / name / f"{at}{ending}").write_bytes(content)
     for _ in range(dice.choice((0, 0, 0, 1, 2))):

@@ -73,14 +73,20 @@ def _groups(dice: random.Random, grid: Grid) -> list[PrimitiveOptions]:
     if dice.random() < 0.15:
         # As drawn: strides and prefixes that may not fit each other.
         return drawn
-    alike = len({group.output_stride() for group in drawn}) == 1
-    return [_fitted(group, grid, alike) for group in drawn]
+    if len({(group.output_stride(), group.output_scale()) for group in drawn}) > 1:
+        drawn = [replace(group, stride=1) if hasattr(group, "stride") else group for group in drawn]
+        drawn = [group for group in drawn if group.output_stride() == group.output_scale() == 1] or drawn[:1]
+    return [_fitted(group, grid, len(drawn)) for group in drawn]
 
 
-def _fitted(group: Any, grid: Grid, alike: bool) -> PrimitiveOptions:
+def _fitted(group: Any, grid: Grid, groups: int) -> PrimitiveOptions:
+    """The group without what only some mixes and grids can have."""
+    changes: dict[str, Any] = {}
     if isinstance(group, MaskPredictor) and group.prefix not in (0, grid.prefix):
-        return replace(group, prefix=grid.prefix)
-    return group if alike or group.output_stride() == 1 else replace(group, stride=1)
+        changes["prefix"] = grid.prefix
+    if groups > 1 and getattr(group, "lepe_on", "v") == "x":
+        changes["lepe_on"] = "v"
+    return replace(group, **changes)
 
 
 def _extra(dice: random.Random, width: int, dim: int) -> dict[str, Any]:
@@ -91,8 +97,11 @@ def _extra(dice: random.Random, width: int, dim: int) -> dict[str, Any]:
         extra["out_dim"] = dice.choice((dim, dim + 3))
     if dice.random() < 0.2:
         extra[dice.choice(("qkv_bias", "proj_bias"))] = dice.random() < 0.5
-    if dice.random() < 0.06:
-        extra[dice.choice(("head_dim", "out_dim", "qkv_bias", "layer"))] = any_of(dice, ODDITIES)
+    if dice.random() < 0.15:
+        extra |= dice.choice(({"projection": "none"}, {"pad_multiple": dice.randint(1, 5)}))
+    if dice.random() < 0.05:
+        names = ("head_dim", "out_dim", "qkv_bias", "proj_bias", "layer", "projection", "pad_multiple")
+        extra[dice.choice(names)] = any_of(dice, ODDITIES)
     return extra
 
 

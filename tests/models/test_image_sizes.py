@@ -70,10 +70,11 @@ def test_images_that_do_not_fit(micro, x, says):
         assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("x", [None, [[1.0]], 3])
+@pytest.mark.parametrize("x", [None, [[1.0]], 3, "a" * 10_000])
 def test_what_is_no_image_at_all(x):
-    with pytest.raises(ShapeError, match="images"):
+    with pytest.raises(ShapeError, match="images") as caught:
         attnkit.build("vit_micro")(x)
+    assert len(str(caught.value)) < 300
 
 
 def test_images_of_another_precision_than_the_weights():

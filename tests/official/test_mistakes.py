@@ -84,6 +84,21 @@ def test_names_and_arguments(state):
         import_official_layer("Attn", state)
 
 
+@pytest.mark.parametrize("hparams", [(1, 2), 5, "depth=1", {3: 4}])
+def test_no_arguments(state, hparams):
+    for name in ("biformer", "qna_vit"):
+        with pytest.raises(ConfigError, match="hparams maps the names of the constructor's arguments to values, but"):
+            import_official(name, state, hparams)
+    with pytest.raises(ConfigError, match="hparams maps the names of the constructor's arguments to values, but"):
+        import_official_layer("Attention", state, hparams)
+
+
+def test_a_long_name_is_no_wall_of_text():
+    with pytest.raises(CheckpointError) as error:
+        import_official("biformer_tiny", {"a" * 10_000: 3})
+    assert len(str(error.value)) < 300
+
+
 def test_models_of_another_kind_cannot_be_written():
     for model in (attnkit.build("vit_micro"), torch.nn.Linear(2, 2)):
         with pytest.raises(CheckpointError, match="cannot be written as a 'biformer' of its authors"):
