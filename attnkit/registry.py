@@ -140,8 +140,9 @@ def register_primitive(name: str, options: type[Options]) -> None:
 
 def unregister_primitive(name: str) -> None:
     """Forgets a primitive that `register_primitive` made known."""
-    if name not in _registered:
-        raise ConfigError(f"no primitive {name!r} was registered in this process (registered: {listing(_registered)})")
+    if not isinstance(name, str) or name not in _registered:
+        known = listing(_registered)
+        raise ConfigError(f"no primitive {shown(name)} was registered in this process (registered: {known})")
     del _registered[name]
 
 
@@ -187,13 +188,14 @@ def primitive_class(name: str) -> type[Options]:
     Raises:
         ConfigError: if no primitive has that name, naming the nearest one.
     """
-    if name in PRIMITIVES:
-        return load(PRIMITIVES[name])
-    if name in _registered:
-        return _registered[name]
-    plugins = _plugins()
-    if name in plugins:
-        return _plugin_class(name, plugins[name])
+    if isinstance(name, str):
+        if name in PRIMITIVES:
+            return load(PRIMITIVES[name])
+        if name in _registered:
+            return _registered[name]
+        plugins = _plugins()
+        if name in plugins:
+            return _plugin_class(name, plugins[name])
     names = list_primitives()
     raise ConfigError(f"unknown primitive {shown(name)}{did_you_mean(name, names)} (primitives: {', '.join(names)})")
 
@@ -204,7 +206,7 @@ def recipe(name: str) -> Callable[[], Options]:
     Raises:
         ConfigError: if no recipe has that name, naming the nearest one.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(
             f"unknown model {shown(name)}{did_you_mean(name, RECIPES)} "
             f"(see attnkit.list_models() for all {len(RECIPES)})"

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, Union
 
-from attnkit.errors import ConfigError
+from attnkit.errors import ConfigError, shown
 from attnkit.options import field_types
 from attnkit.primitives import PrimitiveOptions
 from attnkit.registry import primitive_class
@@ -43,7 +43,8 @@ def random_options(name: str, *, seed: int = 0, heads: int | None = None, **fixe
             return cls(**{**drawn, **fixed})
         except ConfigError:
             continue
-    raise ConfigError(f"no options of {name!r} with heads={heads} and {fixed} were accepted in {_ATTEMPTS} attempts")
+    given = shown({"heads": heads, **fixed})
+    raise ConfigError(f"no options of {name!r} with {given} were accepted in {_ATTEMPTS} attempts")
 
 
 def _draw(annotation: Any, dice: random.Random) -> Any:

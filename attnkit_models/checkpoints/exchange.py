@@ -88,7 +88,7 @@ def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
         ConfigError: for an unknown name.
         CheckpointError: for a model of another kind.
     """
-    layer = layer_named(name) if name in LAYERS else None
+    layer = layer_named(name) if isinstance(name, str) and name in LAYERS else None
     called = name if layer else family_named(name).name
     config = getattr(model, "config", None)
     try:

@@ -53,6 +53,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: if there is no such file, or it is damaged, of another format, or holds anything else.
         MissingExtraError: for safetensors and flax, without the packages that read them.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"a checkpoint is read from a path such as 'weights.pth', but got {shown(path)}")
     file = Path(path)
     try:
         with file.open("rb") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Classifier:
         return logits.float().softmax(dim=-1)[0]
 
 
-def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None) -> Classifier:
+def load_classifier(path: str | os.PathLike[str], *, build: Callable[..., nn.Module] | None = None) -> Classifier:
     """Restores a model from a checkpoint alone.
 
     Args:
@@ -64,7 +65,9 @@ def load_classifier(path: Path, *, build: Callable[..., nn.Module] | None = None
     Raises:
         CheckpointError: if the path holds no such checkpoint, or its weights do not fit its model.
     """
-    weights = find_weights(path)
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"a model is read from a path such as 'runs/best.safetensors', but got {shown(path)}")
+    weights = find_weights(Path(path))
     header = read_header(weights)
     if header.get("kind") != "weights":
         raise CheckpointError(f"{weights} is a training state; pass the best.safetensors or last.safetensors beside it")

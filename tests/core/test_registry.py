@@ -103,6 +103,17 @@ def test_patterns_are_strings(function, pattern):
         function(pattern)
 
 
+@pytest.mark.parametrize("name", [None, [], {"kind": "dense"}, {3}])
+def test_what_is_no_name_is_unknown(name):
+    for function, said in (
+        (registry.primitive_class, "unknown primitive"),
+        (registry.recipe, "unknown model"),
+        (registry.unregister_primitive, "no primitive"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            function(name)
+
+
 def test_unknown_names_get_the_nearest_one():
     with pytest.raises(ConfigError, match="unknown primitive 'randomwindow'; did you mean 'random_window'"):
         registry.primitive_class("randomwindow")

@@ -29,6 +29,7 @@ KINDS: dict[str, int] = {
     "official": 1,
     "files": 1,
     "images": 1,
+    "calls": 2,
     "commands": 1,
 }
 

@@ -35,6 +35,7 @@ SHORT = {
     "official": range(4),
     "files": range(60),
     "images": range(30),
+    "calls": range(25),
     "commands": range(2, 20),
 }
 

@@ -200,6 +200,12 @@ def test_what_is_no_file(tmp_path):
         read_checkpoint(tmp_path / "list")
 
 
+@pytest.mark.parametrize("path", [None, 3, b"weights.pth", ["weights.pth"]])
+def test_what_is_no_path(path):
+    with pytest.raises(CheckpointError, match=r"a checkpoint is read from a path such as 'weights.pth', but got"):
+        read_checkpoint(path)
+
+
 def test_the_package_that_is_missing_is_named(written, monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
     with pytest.raises(MissingExtraError, match=r"needs msgpack.*; run: pip install 'attnkit\[checkpoints\]'"):

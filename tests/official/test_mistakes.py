@@ -103,6 +103,8 @@ def test_models_of_another_kind_cannot_be_written():
     for model in (attnkit.build("vit_micro"), torch.nn.Linear(2, 2)):
         with pytest.raises(CheckpointError, match="cannot be written as a 'biformer' of its authors"):
             export_official("biformer_tiny", model)
+    with pytest.raises(ConfigError, match=r"unknown official model \[3\]"):
+        export_official([3], attnkit.build("vit_micro"))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,18 @@ def test_a_yaml_that_would_run_something(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("path", [None, 3, True, 1.5, b"best.safetensors", ["best.safetensors"]])
+def test_what_is_no_path(path):
+    with pytest.raises(CheckpointError, match=r"a model is read from a path such as 'runs/best.safetensors', but got"):
+        load_classifier(path)
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds no best\.safetensors"):
+        load_classifier(str(tmp_path))
+
+
 def test_a_name_too_long_for_a_file(tmp_path):
     long = tmp_path / ("9" * 400)
     for read in (read_header, load_classifier, lambda path: read_image(path, (4, 4), 3), find_weights, read_config):
