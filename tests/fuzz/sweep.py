@@ -16,7 +16,7 @@ from tests.fuzz.case import KINDS, Result, run_case
 from tests.fuzz.limits import SECONDS
 from tests.fuzz.record import BEGIN, write_record
 
-CASES = 2_000
+CASES = 2_200
 # A case that its own alarm cannot end, because it hangs outside Python, is ended from outside.
 PATIENCE = 10 * SECONDS
 
