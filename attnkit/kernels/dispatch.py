@@ -46,7 +46,7 @@ class use_backend:
 
     Args:
         name: `"reference"`, `"sdpa"`, `"gather"`, `"flex"`, or several separated by commas, the first that can run a
-            call being used; `None` or `"auto"` returns to the automatic choice.
+            call being used; `None` or `"auto"` returns to the automatic choice, `"flex,auto"` to it where flex refuses.
 
     Raises:
         BackendError: for an unknown name, at once.
@@ -117,17 +117,17 @@ def choose(call: AttendCall, backend: str | None = None) -> str:
         BackendError: if the backends asked for cannot run it, with all their reasons.
     """
     asked = backend if backend is not None else _preferences[-1]
-    if asked is not None and asked != "auto":
-        refusals = []
-        for name in _names(asked):
-            reasons = _why_not(name, call)
-            if not reasons:
-                return name
-            refusals.append(f"backend {name!r} cannot run this call: {'; '.join(reasons)}")
-        raise BackendError(f"{' | '.join(refusals)} ({describe(call)})")
-    able = [name for name, target in BACKENDS.items() if target and not _why_not(name, call)]
-    costs = [backend_named(name).cost(call) for name in able]
-    return able[costs.index(min(costs))]
+    refusals = []
+    for name in _names("auto" if asked is None else asked):
+        if name == "auto":
+            able = [name for name, target in BACKENDS.items() if target and not _why_not(name, call)]
+            costs = [backend_named(name).cost(call) for name in able]
+            return able[costs.index(min(costs))]
+        reasons = _why_not(name, call)
+        if not reasons:
+            return name
+        refusals.append(f"backend {name!r} cannot run this call: {'; '.join(reasons)}")
+    raise BackendError(f"{' | '.join(refusals)} ({describe(call)})")
 
 
 def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) -> dict[str, tuple[str, ...]]:

@@ -61,6 +61,16 @@ def test_the_argument_wins_over_the_context_manager_and_that_over_the_environmen
     assert backend_of(layout) == "gather"
 
 
+def test_auto_may_stand_behind_other_names():
+    assert backend_of(Blocks.windows(GRID, 4), backend="gather,auto") == "gather"
+    # Dense layouts are nothing to gather.
+    assert backend_of(backend="gather,auto") == "sdpa"
+    with use_backend("gather, auto"):
+        assert backend_of(return_lse=True) == "reference"
+    with use_backend("auto,gather"):
+        assert backend_of(Blocks.windows(LARGE, 8)) == "gather" and backend_of() == "sdpa"
+
+
 def test_auto_returns_to_the_automatic_choice(monkeypatch):
     monkeypatch.setattr(dispatch, "_preferences", ["reference"])
     assert backend_of(backend="auto") == "sdpa"
