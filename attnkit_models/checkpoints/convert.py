@@ -21,7 +21,10 @@ def convert(
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file: a class a line, in the order of the logits.")] = None,
     resize_tables: Annotated[
-        bool, typer.Option("--resize-tables", help="Resize biases and gains of windows of another size.")
+        bool, typer.Option("--resize-tables", help="Resize tables of windows and images of another size.")
+    ] = False,
+    backbone_only: Annotated[
+        bool, typer.Option("--backbone-only", help="SRC has no mask predictors; make fresh ones (Sparsifiner).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST.")] = False,
 ) -> None:
@@ -40,7 +43,8 @@ def convert(
     if not target.parent.is_dir():
         raise CheckpointError(f"there is no folder {target.parent} to write {target.name} to; make it first")
     arguments = None if hparams is None else _arguments(hparams)
-    built: Any = import_official(model, read_checkpoint(source), arguments, resize_tables=resize_tables)
+    weights = read_checkpoint(source)
+    built: Any = import_official(model, weights, arguments, resize_tables=resize_tables, backbone_only=backbone_only)
     header = {
         "kind": "weights",
         "label": model,
