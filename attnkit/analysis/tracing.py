@@ -134,7 +134,7 @@ def unmarked(module: nn.Module, *, training: bool = False) -> Iterator[None]:
             with torch.no_grad():
                 for name, old in copies.items():
                     # Writing only what changed leaves a backward pass that is still to come alone.
-                    if not torch.equal(buffers[name], old):  # type: ignore[arg-type]
+                    if not old.is_meta and not torch.equal(buffers[name], old):  # type: ignore[arg-type]
                         buffers[name].copy_(old)  # type: ignore[union-attr]
 
 

@@ -109,9 +109,14 @@ class Layout(metaclass=NamedArguments):
             heads: number of heads; as many as the layout varies over where not given.
 
         Raises:
-            LayoutError: if the layout varies over another number of items or heads.
+            LayoutError: if the layout varies over another number of items or heads, or is on the meta device.
         """
         counts = self.visible()
+        if counts.is_meta:
+            raise LayoutError(
+                f"the tables of this {self.kind} layout are on the meta device, which has no numbers to count; "
+                f"put the module on the CPU"
+            )
         pairs = int(counts.sum())
         for name, own, size in (("batch", counts.shape[0], batch), ("heads", counts.shape[1], heads)):
             if size is not None and not is_count(size):

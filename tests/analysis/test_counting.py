@@ -9,7 +9,7 @@ from torch import nn
 
 import attnkit
 from attnkit import Grid, HeadMix
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.errors import ConfigError, LayoutError, ShapeError
 from attnkit.registry import primitive_class
 
 
@@ -95,6 +95,15 @@ def test_it_leaves_no_mark():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert mix.training is mode and int(mix.draws) == 3
     assert not mix._forward_hooks and not mix._forward_pre_hooks
+
+
+def test_a_module_without_numbers_is_counted_where_its_layouts_need_none():
+    with torch.device("meta"):
+        dense, routed = (attnkit.build(name) for name in ("vit_micro", "biformer_micro"))
+    assert attnkit.flops(dense, 32).total == attnkit.flops(attnkit.build("vit_micro"), 32).total
+    with pytest.raises(LayoutError, match="blocks layout are on the meta device"):
+        attnkit.flops(routed, 32)
+    assert attnkit.flops(routed.stages[1].blocks[0], 8).total > 0
 
 
 def test_the_table_is_readable():
