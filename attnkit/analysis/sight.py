@@ -51,14 +51,22 @@ class Sight:
         return [choice.call for choice in self.visit.choices]
 
     def nearest_query(self, place: Sequence[float]) -> tuple[int, tuple[int, ...]]:
-        """The query nearest to a place given in tokens of `grid`: its number and where it lies on `grid`."""
+        """The query nearest to a place given in tokens of `grid`: its number and where it lies on `grid`.
+
+        Of tokens that are dropped there is no query; the nearest of those that are left stands in for them.
+        """
         query, spot = 0, []
         for at, size, count in zip(place, self.grid.sizes, self.query_grid.sizes, strict=True):
             step = -(-size // count)
             index = min(max(round(at / step), 0), count - 1)
             query = query * count + index
             spot.append(index * step)
-        return self.query_grid.prefix + query, tuple(spot)
+        if self.inputs.places is None:
+            return self.query_grid.prefix + query, tuple(spot)
+        left = self.inputs.places[0, self.grid.prefix :] - self.grid.prefix
+        spots = self.grid.coords().to(left.device)[left]
+        nearest = int((spots - torch.tensor(spot, device=left.device)).square().sum(-1).argmin())
+        return self.grid.prefix + nearest, tuple(spots[nearest].tolist())
 
     def seen(self, query: int) -> Tensor:
         """Share of the heads that see each token, 0..1: (N,)."""
@@ -69,7 +77,7 @@ class Sight:
         for call, sources in zip(self.calls, self.sources, strict=True):
             mask = call.layout.to_mask()[0, :, query].expand(call.q.shape[1], -1).float()
             shares.append(mask if sources is None else (mask @ (sources > 0).to(mask)).clamp(max=1.0))
-        return torch.cat(shares).mean(0)
+        return self._on_grid(torch.cat(shares).mean(0))
 
     def weights(self, query: int) -> Tensor:
         """How strongly each token enters the query's output, mean over the heads: (N,).
@@ -83,7 +91,13 @@ class Sight:
         for call, sources in zip(self.calls, self.sources, strict=True):
             weights = row_weights(call, query).float()
             spread.append(weights if sources is None else weights @ sources.to(weights))
-        return torch.cat(spread).mean(0)
+        return self._on_grid(torch.cat(spread).mean(0))
+
+    def _on_grid(self, tokens: Tensor) -> Tensor:
+        """Numbers of the tokens that are left as numbers of all tokens, (N,); 0 for those that are dropped."""
+        if self.inputs.places is None:
+            return tokens
+        return tokens.new_zeros(self.grid.tokens).scatter(0, self.inputs.places[0], tokens)
 
     def key_counts(self, query: int) -> list[float]:
         """Number of keys the query sees in each call, mean over its heads."""
@@ -103,7 +117,7 @@ class Sight:
             return []
         with torch.enable_grad(), recording() as choices:
             leaves, _ = self._again()
-            return [_sources(choice.call.v, leaves, self.grid.tokens) for choice in choices]
+            return [_sources(choice.call.v, leaves, self.inputs.x.shape[1]) for choice in choices]
 
     def _footprint(self, query: int) -> Tensor:
         """Size of the derivative of the group's output at a query by each of its input tokens: (N,)."""

@@ -90,3 +90,17 @@ def test_queries_that_see_nothing_weigh_nothing():
     mask = torch.zeros(3, 3, dtype=torch.bool)
     q, k, v = random_qkv((3, 3))
     assert row_weights(AttendCall(q, k, v, attnkit.layouts.TokenMask(mask), 1.0), 0).tolist() == [[0.0] * 3]
+
+
+def test_tokens_that_are_dropped_are_not_looked_at():
+    model = attnkit.build("vit_micro", keep_tokens=[1.0, 0.5, 0.5, 0.25], num_classes=5).eval()
+    with unmarked(model):
+        sight = Sight(visits(model, (torch.randn(1, 3, 32, 32),))[-1])
+    left = sight.inputs.places
+    assert left is not None and left.shape == (1, 33)
+    query, spot = sight.nearest_query((3, 4))
+    assert int(left[0, query]) == 1 + spot[0] * 8 + spot[1]
+    weights = sight.weights(query)
+    assert weights.shape == (65,) and weights.sum().item() == pytest.approx(1.0, abs=1e-5)
+    gone = torch.ones(65, dtype=torch.bool).scatter(0, left[0], False)
+    assert (weights[gone] == 0).all() and (sight.seen(query)[left[0]] == 1).all()
