@@ -278,8 +278,8 @@ def page() -> str:
                 combined_table(),
                 "What attnkit runs with `keep_tokens`, which takes tokens out behind the layer, by `attnkit.flops`:",
                 pruned_table(),
-                f"Over {claims['combined']} % takes layers that hand on about a third of their tokens each, where those "
-                "that are dropped skip that layer's MLP too, and about a fifth where they leave behind it. Which "
+                f"Over {claims['combined']} % takes layers that hand on about a third of their tokens each, where "
+                "those that are dropped skip that layer's MLP too, and about a fifth where they leave behind it. Which "
                 "setting the abstract means is not known.",
             ]
     return "\n\n".join(parts)
