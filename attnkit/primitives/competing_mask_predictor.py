@@ -131,7 +131,8 @@ class CompetingMaskPredictorHeads(GuessHeads):
         if options.score is not None:
             seen, tied = scores > options.score, (scores - options.score).abs() <= 2 * rounding
         else:
-            most = self._most(mask, grid).clamp(max=options.budget(grid)).expand(-1, *scores.shape[1:3], 1)
+            share = max(math.ceil(options.keep * (grid.image_tokens + options.prefix)), 1)
+            most = self._most(mask, grid).clamp(max=share).expand(-1, *scores.shape[1:3], 1)
             ranked = scores.sort(-1, descending=True).values
             ranked = torch.cat(
                 [torch.full_like(ranked[..., :1], 1e9), ranked, torch.full_like(ranked[..., :1], -2)], -1

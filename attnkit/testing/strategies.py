@@ -125,14 +125,16 @@ def attention_cases(
 ) -> AttentionCase:
     """Cases of attention over layouts of some kinds on some backends that accept them."""
     forms = st.none() | st.integers(0, 15) | st.just(TABLE)
+    # Some kernels take only one width, and only where both are narrow do few keys need several passes.
+    width = draw(head_dims())
     case = AttentionCase(
         kind=draw(st.sampled_from(list(kinds))),
         grid=draw(grids(max_height=6, max_width=7, max_prefix=5)),
         backend=draw(st.sampled_from(list(backends))),
         batch=draw(st.sampled_from([1, 2, 2, 3, 0])),
         heads=draw(st.integers(1, 3)),
-        head_dim=draw(head_dims()),
-        value_dim=draw(head_dims()),
+        head_dim=width,
+        value_dim=draw(st.just(width) | head_dims()),
         seed=draw(seeds()),
         bias=draw(forms),
         gain=draw(forms),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnkit.grid import Grid
 from attnkit.kernels.attend import attend
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.layouts import RelativeTable
@@ -150,6 +153,8 @@ def attention(case: AttentionCase) -> None:
         return outputs, gradients, [name for name, _ in pairs]
 
     _default_scale(case)
+    if case.dtype == "bfloat16":
+        _read_by_many(case)
     outputs, gradients, inputs = run(None, "backend")
     right, right_gradients, _ = run(torch.float64, "oracle")
     require(outputs[0].dtype == case.call().v.dtype, f"the output is {outputs[0].dtype}, but v is {case.dtype}")
@@ -161,6 +166,7 @@ def attention(case: AttentionCase) -> None:
         plain, plain_gradients, _ = run(None, "naive")
         terms = [*right, *right_gradients, *(one for one in tensors(case.call()) if one is not None)]
         scale = max((float(one.abs().max()) for one in terms if one.numel()), default=0.0)
+        scales = {f"the gradient of {name}": max(scale, _pull(case.call())) for name in ("q", "k", "bias")}
         for one, other, naive, name in zip(
             [outputs[0], *gradients],
             [right[0], *right_gradients],
@@ -168,11 +174,20 @@ def attention(case: AttentionCase) -> None:
             ["the output", *named],
             strict=True,
         ):
+            size = scales.get(name, scale)
             within(
-                lambda one=one, other=other, naive=naive, name=name: assert_within_budget(
-                    one, other.double(), naive, multiple=16.0, scale=scale, what=name
+                lambda one=one, other=other, naive=naive, name=name, size=size: assert_within_budget(
+                    one, other.double(), naive, multiple=16.0, scale=size, what=name
                 )
             )
+
+
+def _pull(call: AttendCall) -> float:
+    """Size of what the gradients of logits, queries and keys are added up from: with one key, all of it cancels."""
+    if not call.v.numel() or not call.q.numel():
+        return 0.0
+    reached = float(call.v.double().norm(dim=-1).max())
+    return reached * max(1.0, abs(call.scale) * max(float(call.q.abs().max()), float(call.k.abs().max())))
 
 
 def _default_scale(case: AttentionCase) -> None:
@@ -180,6 +195,21 @@ def _default_scale(case: AttentionCase) -> None:
     out = attend(call.q, call.k, call.v, call.layout, backend=case.backend)
     right = dense_attention(call.q, call.k, call.v, call.layout.to_mask(), case.head_dim**-0.5)[0]
     agree(out, right, "with no scale given, the output")
+
+
+def _read_by_many(case: AttentionCase) -> None:
+    """What hundreds of queries read gets the sum of their gradients, though ones of bfloat16 add up to 256 at most."""
+    case = dataclasses.replace(case, grid=Grid(1, 600, prefix=1), batch=1, heads=1, head_dim=1, value_dim=1)
+    case = dataclasses.replace(case, bias=None, gain=None, lse=False)
+    call = case.call(grad=True)
+    # All keys weigh the same, so that no sum is small by luck.
+    call = call.replace(q=torch.zeros_like(call.q))
+    out = answer(call, case.backend)[0]
+    if not out.requires_grad:
+        return
+    found = torch.autograd.grad(out.sum(), call.v)[0]
+    right = torch.autograd.grad(expected(call)[0].sum(), call.v)[0]
+    agree(found, right, "what values of bfloat16 get from hundreds of queries", relative=0.03)
 
 
 def tensors(call: AttendCall) -> tuple[Tensor | None, ...]:

@@ -62,7 +62,7 @@ def _in_a_mix(case: PrimitiveCase) -> None:
             count = getattr(needs, name)
             rows[name] = split(torch.cat(columns[at : at + count], dim=-1), one.heads) if count else None
             at += count
-        outs.append(merged(group(HeadInputs(x, **rows, grid=case.grid, token_mask=mask, draw=draw)).out))
+        outs.append(merged(group(HeadInputs(x, rows["q"], rows["k"], rows["v"], case.grid, mask, draw)).out))
     right = torch.cat(outs, dim=-1) @ mix.proj.weight.t() + mix.proj.bias
     found = mix(x, case.grid, token_mask=mask, draw=draw)
     agree(found, right, f"the output of a mix of {' and '.join(group.kind for group in groups)}")

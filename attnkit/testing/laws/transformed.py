@@ -39,6 +39,11 @@ def _mix(case: PrimitiveCase) -> HeadMix:
     return randomize_parameters(mix, seed=case.seed).train(case.training)
 
 
+def _needs_prefix(case: PrimitiveCase) -> bool:
+    """Whether the options are made for prefix tokens, which a map does not have."""
+    return bool(getattr(case.options, "prefix", 0))
+
+
 def _tokens(case: PrimitiveCase, mix: HeadMix) -> Tensor:
     return random_tensor(case.batch, case.grid.tokens, mix.dim, seed=case.seed).requires_grad_()
 
@@ -116,6 +121,8 @@ def checkpointed_whole(case: PrimitiveCase) -> None:
 
 def as_a_map(case: PrimitiveCase) -> None:
     """Given a map that lies channels first in memory, as a convolution leaves it, instead of tokens."""
+    if _needs_prefix(case):
+        return
     case = dataclasses.replace(case, grid=Grid(*case.grid.sizes))
 
     def changed(mix: HeadMix) -> Run:
@@ -166,6 +173,8 @@ def compiled(case: PrimitiveCase) -> None:
 
 def exported(case: PrimitiveCase) -> None:
     """Exported from a map, which an exported program takes without a grid."""
+    if _needs_prefix(case):
+        return
     case = dataclasses.replace(case, training=False, grid=Grid(*case.grid.sizes))
     mix = _mix(case).eval()
     x = _tokens(case, mix).detach().unflatten(1, case.grid.sizes)
