@@ -15,12 +15,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test laws recipes lint types contracts docs check format clean
+.PHONY: help demo test laws mutants recipes fuzz lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
 	@echo 'make test       run all tests'
 	@echo 'make laws       hold every primitive and backend to every law, 200 cases each'
+	@echo 'make mutants    try every law on every mutant and write docs/tables/mutants.md'
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
 	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
 	@echo 'make check      lint, types, contracts, docs and tests'
@@ -47,6 +48,9 @@ test: $(READY)
 
 laws: $(READY)
 	@ATTNKIT_LAWS_EXAMPLES=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/laws $(ARGS)
+
+mutants: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
 recipes: $(READY)
 	@ATTNKIT_RECIPES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_matrix.py $(ARGS)

@@ -1,0 +1,158 @@
+"""Mistakes in stencils by shifted maps, whose backward pass is written by hand."""
+
+from __future__ import annotations
+
+from attnkit import LearnedQuery
+from tests.mutants.mutant import Mutant, gather
+
+MAPS = "attnkit.kernels.shifts:_Maps"
+FORWARD = "attnkit.kernels.shifts:_forward"
+BACKWARD = "attnkit.kernels.shifts:_backward"
+PLACES = "attnkit.kernels.shifts:_by_place"
+STENCIL = (gather("stencil"),)
+
+MUTANTS = [
+    Mutant(
+        "bias_twice",
+        "A stencil adds the bias twice.",
+        f"{MAPS}.logits",
+        "logits = logits + bias[:, :, places.start : places.stop].to(logits.dtype)",
+        "logits = logits + 2 * bias[:, :, places.start : places.stop].to(logits.dtype)",
+        STENCIL,
+        ("equals_dense",),
+        100,
+    ),
+    Mutant(
+        "stencil_ignores_scale",
+        "A stencil does not scale its logits.",
+        f"{MAPS}.__init__",
+        "q.to(dtype) * scale",
+        "q.to(dtype)",
+        STENCIL,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "padding_in_a_stencil",
+        "Places outside the image enter a stencil's softmax with logits of 0.",
+        f"{MAPS}.logits",
+        "logits.masked_fill(hidden, -torch.inf)",
+        "logits.masked_fill(hidden, 0.0)",
+        STENCIL,
+        ("equals_dense", "convex_hull"),
+    ),
+    Mutant(
+        "stencil_forgets_the_mask",
+        "A stencil sees masked keys, as zeros.",
+        f"{MAPS}.__init__",
+        "if seen is None:",
+        "if seen is None or not seen.all():",
+        STENCIL,
+        ("equals_dense",),
+        100,
+    ),
+    Mutant(
+        "dilation_ignored",
+        "A stencil's window is cut out of the map without dilation.",
+        "attnkit.kernels.shifts:_views",
+        "slice(tap * far, tap * far + (size - 1) * step + 1, step)",
+        "slice(tap, tap + (size - 1) * step + 1, step)",
+        STENCIL,
+        ("equals_dense",),
+        100,
+    ),
+    Mutant(
+        "stencil_window_off_by_one",
+        "Windows wider than the grid end one token before its edge.",
+        "attnkit.kernels.shifts:shifted_attention",
+        "min(size, 2 * far + 1)",
+        "min(size, max(2 * far - 1, 1))",
+        STENCIL,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "total_of_an_old_peak",
+        "When later places hold a larger logit, what was added up before is not scaled down to it.",
+        FORWARD,
+        "total * (peak - base).exp() + ",
+        "total + ",
+        STENCIL,
+        ("equals_dense",),
+        100,
+    ),
+    Mutant(
+        "peak_of_all_heads",
+        "The largest logit of all heads is subtracted instead of each head's own.",
+        FORWARD,
+        "peak = logits.amax(2)",
+        "peak = logits.amax((1, 2)).unsqueeze(1).expand_as(logits[:, :, 0])",
+        STENCIL,
+        ("empty_rows",),
+        60,
+    ),
+    Mutant(
+        "prefix_of_a_table_is_zero",
+        "With a relative table, prefix tokens get 0 whatever the table's fill.",
+        PLACES,
+        "near.new_full((near.shape[0], grid.prefix), values.fill)",
+        "near.new_zeros((near.shape[0], grid.prefix))",
+        (*STENCIL, LearnedQuery(2, 3)),
+        ("equals_dense",),
+        100,
+    ),
+    Mutant(
+        "bias_of_other_places",
+        "Pairs' biases are looked up for queries as if no prefix stood before them.",
+        PLACES,
+        "torch.arange(grid.prefix, layout.num_queries, device=taps.device)",
+        "torch.arange(0, layout.num_queries - grid.prefix, device=taps.device)",
+        STENCIL,
+        ("equals_dense",),
+        150,
+    ),
+    Mutant(
+        "stencil_lse_without_gradient",
+        "No gradient flows through the lse of a stencil.",
+        BACKWARD,
+        "mean = mean - grad_total",
+        "mean = mean - 0.0 * grad_total",
+        STENCIL,
+        ("equals_dense",),
+        60,
+    ),
+    Mutant(
+        "gradient_unscaled",
+        "The gradient of a stencil's queries leaves out the scale.",
+        BACKWARD,
+        "(grad_q * scale)",
+        "grad_q",
+        STENCIL,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "gradient_without_gain",
+        "The gradient of a stencil's logits leaves out the gain.",
+        BACKWARD,
+        "reached, gained = reached * factor, weights * factor",
+        "gained = weights * factor",
+        (*STENCIL, LearnedQuery(2, 3)),
+        ("equals_dense",),
+    ),
+    Mutant(
+        "gradient_behind_the_margin",
+        "Gradients of keys and values are cut out of their padded maps from the corner on.",
+        f"{MAPS}.cut",
+        "image.narrow(3 + axis, margin, ",
+        "image.narrow(3 + axis, 0 * margin, ",
+        STENCIL,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "gradient_of_the_last_query",
+        "A prefix token's gradient is that of one query instead of the sum over all.",
+        "attnkit.kernels.shifts:_add",
+        "(one * other).sum_to_size(target.shape)",
+        "(one * other)[(..., *(slice(-1, None) for _ in target.shape[3:]))]",
+        STENCIL,
+        ("equals_dense",),
+    ),
+]
