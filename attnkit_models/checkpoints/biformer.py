@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from attnkit.mixes import Mix
+from attnkit.primitives import PaddedTopKRegion, TopKRegion
 from attnkit_models.backbones import PyramidConfig
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.biformer_models import BiFormer, BiFormerSTL, NchwBiFormerSTL, configuration
@@ -117,6 +119,29 @@ def _blocks(config: PyramidConfig) -> Iterator[tuple[int, int, Mix]]:
             yield at, inner, stage.mix
 
 
+def faithful_stl(config: ModelConfig) -> ModelConfig:
+    """Swin's shapes as in the authors' code, whose convolutions leave out what does not fill a patch."""
+    assert isinstance(config, PyramidConfig)
+    stages = [replace(stage, merge=stage.merge and replace(stage.merge, padding=0)) for stage in config.stages]
+    return replace(config, stem=tuple(replace(one, padding=0) for one in config.stem), stages=tuple(stages))
+
+
+def faithful_stl_nchw(config: ModelConfig) -> ModelConfig:
+    """As `faithful_stl`, with the padding of the authors' second code in its routed layers."""
+    config = faithful_stl(config)
+    assert isinstance(config, PyramidConfig)
+    stages = []
+    for stage in config.stages:
+        groups = tuple(_padded(one) if isinstance(one, TopKRegion) else one for one in stage.mix.groups)
+        stages.append(replace(stage, mix=replace(stage.mix, groups=groups)))
+    return replace(config, stages=tuple(stages))
+
+
+def _padded(one: TopKRegion) -> PaddedTopKRegion:
+    shared = {name: getattr(one, name) for name in ("scale", "lepe", "lepe_on", "qk_dim")}
+    return PaddedTopKRegion(one.heads, one.regions, one.topk, **shared)
+
+
 BIFORMER = Family(
     "biformer",
     partial(configuration, BiFormer),
@@ -128,10 +153,12 @@ BIFORMER_STL = Family(
     partial(configuration, BiFormerSTL),
     stl_table,
     r"stages\.\d+\.blocks\.\d+\.attn\.qkv\.qkv\.weight",
+    faithful=faithful_stl,
 )
 BIFORMER_STL_NCHW = Family(
     "biformer_stl_nchw",
     partial(configuration, NchwBiFormerSTL),
     partial(stl_table, nchw=True),
     r"stages\.\d+\.blocks\.\d+\.attn\.qkv_linear\.weight",
+    faithful=faithful_stl_nchw,
 )

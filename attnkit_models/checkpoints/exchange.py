@@ -32,15 +32,17 @@ def import_official(
     resize_tables: bool = False,
     backbone_only: bool = False,
 ) -> nn.Module:
-    """Loads the weights of a paper's authors into attnkit's model.
+    """Loads the weights of a paper's authors into a model that computes what their code does.
+
+    That includes what `attnkit.build` of the same name leaves out: zeros that their code pads maps with and that take
+    part in the softmax (`biformer_stl_nchw`), and a class token that competes for a place among the keys (Sparsifiner).
+    The weights of one fit the other: `attnkit.build(name).load_state_dict(import_official(name, ...).state_dict())`.
 
     Args:
         name: a released model, such as `"biformer_tiny"`; or a family, such as `"biformer"`.
         state_dict: the authors' names to tensors, or a checkpoint that holds them under `"model"`, `"state_dict"` or
             `"params"`; names may begin with `module.`, as data parallelism leaves them.
-        hparams: the arguments of the authors' constructor, for a family; None for a released model. With them the model
-            does what the authors' code does wherever that runs, its padding included; without, it is attnkit's recipe,
-            which leaves padding out.
+        hparams: the arguments of the authors' constructor, for a family; None for a released model.
         resize_tables: resize biases and gains that were learned for windows of another size bicubically, as QnA's
             authors do for fine-tuning, and positions and predictors of Sparsifiner that were learned for images of
             another size. Otherwise they are tensors that do not fit.
@@ -250,7 +252,7 @@ def _config(name: str, family: Family, hparams: Mapping[str, Any] | None) -> Mod
             raise ConfigError(f"{name!r} is a released model and takes no hparams; give them with {family.name!r}")
         config = registry.recipe(name)()
         assert isinstance(config, ModelConfig)
-        return config
+        return family.faithful(config)
     if hparams is None:
         released = [one for one, of in RELEASED.items() if of == name]
         raise ConfigError(f"{name!r} is a family and needs hparams, or give a released model: {', '.join(released)}")

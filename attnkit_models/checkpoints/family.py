@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from attnkit.errors import ConfigError, did_you_mean, shown
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.keys import KeyTable
+
+
+def _same(config: ModelConfig) -> ModelConfig:
+    return config
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Family:
         telltale: a name that only this family's state dicts have, as a regular expression.
         later: names of what is trained later than the rest, as a regular expression: files of the rest alone are what
             that training begins with.
-        released: recipes whose weights the authors published, or could have: names of recipes to their arguments.
+        faithful: our recipe's options, changed to what the authors' code computes where that is not the same.
     """
 
     name: str
@@ -33,7 +37,7 @@ class Family:
     table: Callable[[ModelConfig], KeyTable]
     telltale: str
     later: str = ""
-    released: tuple[str, ...] = field(default=())
+    faithful: Callable[[ModelConfig], ModelConfig] = _same
 
 
 @dataclass(frozen=True)

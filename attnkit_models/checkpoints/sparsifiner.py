@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from attnkit.grid import Grid
+from attnkit.primitives import CompetingMaskPredictor, MaskPredictor
 from attnkit.primitives.resizing import rows_for_grid
 from attnkit_models.backbones import IsotropicConfig
 from attnkit_models.backbones.config import ModelConfig
@@ -79,9 +81,34 @@ def model_table(config: ModelConfig) -> KeyTable:
     return KeyTable([*sections, Section("", "", tuple(head))])
 
 
+def faithful(config: ModelConfig) -> ModelConfig:
+    """The class token competes for a place among the keys, and patches that are not whole are left out."""
+    assert isinstance(config, IsotropicConfig)
+    mixes = []
+    for mix in config.mixes:
+        groups = [CompetingMaskPredictor(**vars(one)) if isinstance(one, MaskPredictor) else one for one in mix.groups]
+        mixes.append(replace(mix, groups=tuple(groups)))
+    *first, patches = config.stem
+    return replace(
+        config,
+        mix=tuple(mixes) if isinstance(config.mix, tuple) else mixes[0],
+        stem=(*first, replace(patches, padding=0)),
+    )
+
+
 SPARSIFINER = Family(
-    "sparsifiner", partial(configuration, Sparsifiner), model_table, r"blocks\.\d+\.attn\.mask_predictor\.proj_n", LATER
+    "sparsifiner",
+    partial(configuration, Sparsifiner),
+    model_table,
+    r"blocks\.\d+\.attn\.mask_predictor\.proj_n",
+    LATER,
+    faithful,
 )
 SPARSIFINER_LVVIT = Family(
-    "sparsifiner_lvvit", partial(configuration, SparsifinerLVViT), model_table, r"patch_embed\.conv1\.weight", LATER
+    "sparsifiner_lvvit",
+    partial(configuration, SparsifinerLVViT),
+    model_table,
+    r"patch_embed\.conv1\.weight",
+    LATER,
+    faithful,
 )

@@ -52,3 +52,31 @@ def test_numbers_of_the_authors_code(golden_variant, released_state):
     logits = model(images)
     one.check(logits, "output")
     one.check(torch.autograd.grad(logits, images, one.tensors["cotangent"])[0], "grad_input")
+
+
+# The arguments that the authors build these with, as far as they are not the defaults of their code.
+DEIT = {"embed_dim": 384, "num_heads": 6, "qkv_bias": True, "reduce_n_factor": 6, "attn_keep_rate_list": [0.25] * 12}
+LV_VIT = {"embed_dim": 384, "depth": 16, "num_heads": 6, "mlp_ratio": 3.0, "skip_lam": 2.0, "return_dense": True}
+LV_VIT |= {"reduce_n_factor": 6, "attn_keep_rate_list": [0.25] * 16}
+SWIN = {"norm_layer": "BatchNorm2d"}
+ARGUMENTS = [
+    ("biformer_stl", "biformer_stl", SWIN, (90, 70)),
+    ("biformer_stl_nchw", "biformer_stl_nchw", SWIN, (90, 70)),
+    ("sparsifiner_deit_small", "sparsifiner", {"ctor": DEIT, "cfg": {}}, (224, 224)),
+    ("sparsifiner_lvvit_small", "sparsifiner_lvvit", {"ctor": LV_VIT, "cfg": {}}, (224, 224)),
+]
+
+
+@pytest.mark.parametrize(("name", "family", "hparams", "size"), ARGUMENTS)
+@torch.no_grad()
+def test_a_released_model_is_what_its_authors_build(name, family, hparams, size, released_state):
+    """Padding that takes part and class tokens that compete included; attnkit's own recipe takes the same weights."""
+    recipe = attnkit.build(name).eval()
+    state = released_state({key: tuple(one.shape) for key, one in export_official(name, recipe).items()})
+    model = import_official(name, state)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    right = import_official(family, state, hparams)(images)
+    assert torch.equal(model(images), right)
+    recipe.load_state_dict(model.state_dict())
+    assert not torch.allclose(recipe(images), right, rtol=1e-3)
+    assert all(torch.equal(one, state[key]) for key, one in export_official(name, recipe).items())
