@@ -106,3 +106,9 @@ def test_no_item_and_one(options, batch):
 @pytest.mark.parametrize("options", SMALL, ids=named)
 def test_dtypes_and_memory(options, dtype, memory):
     holds(options, Grid(3, 4, prefix=1), dtype=dtype, memory=memory)
+
+
+def test_a_saturated_softmax_is_no_breach():
+    """Logits of 7000: all gradients of the mixing matrix cancel, and what is left is the rounding of large ones."""
+    options = Linformer(heads=3, scale=0.7591401201024804, tokens=7, rank=6)
+    check_case("transformed", PrimitiveCase(options=options, grid=Grid(1, 2), head_dim=128))

@@ -73,10 +73,11 @@ def require(holds: bool | Tensor, sentence: str) -> None:
         raise Breach(sentence)
 
 
-def agree(actual: Tensor, expected: Tensor, what: str, *, relative: float = 1e-9) -> None:
+def agree(actual: Tensor, expected: Tensor, what: str, *, relative: float = 1e-9, size: float = 1.0) -> None:
     """Raises `Breach` unless two tensors are equal up to `relative` times the largest number that is expected.
 
-    Where one is infinite or NaN the other must be so too.
+    Where one is infinite or NaN the other must be so too. `size` is that of the numbers that were added up, where it
+    may be larger: terms that cancel leave their own rounding behind.
     """
     require(
         actual.shape == expected.shape, f"{what} has shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
@@ -88,7 +89,7 @@ def agree(actual: Tensor, expected: Tensor, what: str, *, relative: float = 1e-9
     )
     require(same.all(), f"{what} is not infinite where it should be")
     off = (actual - expected).masked_fill(special, 0.0).abs()
-    allowed = relative * max(1.0, _largest(expected.masked_fill(special, 0.0)))
+    allowed = relative * max(size, _largest(expected.masked_fill(special, 0.0)))
     # Written so that a NaN fails.
     good = off <= allowed
     if not bool(good.all()):
@@ -107,6 +108,11 @@ def agree_all(actual: Sequence[Tensor], expected: Sequence[Tensor], names: Seque
 
 def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def largest(tensors: Sequence[Tensor]) -> float:
+    """The size of the largest finite number in any of the tensors, at least 1."""
+    return max([1.0, *(_largest(one.detach().nan_to_num(0.0, 0.0, 0.0)) for one in tensors)])
 
 
 def within(call: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from attnkit.grid import Grid
 from attnkit.heads import HeadMix
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
-from attnkit.testing.laws.law import Law, agree, agree_all, require
+from attnkit.testing.laws.law import Law, agree, agree_all, largest, require
 from attnkit.testing.oracle import expected
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients, random_tensor, randomize_parameters
@@ -60,7 +60,8 @@ def _compare(case: PrimitiveCase, changed: Callable[[HeadMix], Run], what: str) 
     names = ["x", *(name for name, _ in plain.named_parameters())]
     agree(results[1][0][0], results[0][0][0], f"the output of a layer {what}")
     labels = [f"the gradient of {name} in a layer {what}" for name in names]
-    agree_all(results[1][1], results[0][1], labels, relative=1e-8)
+    # Where softmax is saturated, large gradients cancel in front of a parameter that hardly matters.
+    agree_all(results[1][1], results[0][1], labels, relative=1e-8, size=largest(results[0][1]))
 
 
 def copied(case: PrimitiveCase) -> None:
