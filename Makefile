@@ -15,10 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test laws mutants recipes fuzz lint types contracts docs check format clean
+.PHONY: help demo sparsify test laws mutants recipes fuzz lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
+	@echo 'make sparsify   train a dense teacher on the digits and make it sparse (runs/teacher, runs/sparse)'
 	@echo 'make test       run all tests'
 	@echo 'make laws       hold every primitive and backend to every law, 200 cases each'
 	@echo 'make mutants    try every law on every mutant and write docs/tables/mutants.md'
@@ -41,6 +42,10 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	@$(BIN)/attnkit train --model bigbird_vit_micro --baseline vit_micro --out runs/demo --overwrite $(ARGS)
+
+sparsify: $(READY)
+	@$(BIN)/attnkit train --model sparsifiner_micro --set 'mix.groups=[{kind: dense, heads: 3}]' --out runs/teacher --overwrite
+	@$(BIN)/attnkit train --recipe sparsifiner --teacher runs/teacher --out runs/sparse --overwrite $(ARGS)
 
 # One thread a worker: as many workers as cores, each with its own threads, would fight over the cores.
 test: $(READY)

@@ -28,6 +28,10 @@ def train(
     model: Annotated[str | None, typer.Option(help="Name of a model; see `attnkit list models`.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file: a model's options, or model: and train:.")] = None,
     baseline: Annotated[str | None, typer.Option(help="A second model, trained alike and compared.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="sparsifiner: make a dense --teacher sparse, by reconstruction and distillation.")
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="A trained dense model: a checkpoint or a run's folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of class folders of images (default: the digits)")] = None,
     epochs: Annotated[int | None, _tuned("Passes over the training images.", "epochs")] = None,
     batch_size: Annotated[int | None, _tuned("Images a forward pass, over all processes.", "batch_size")] = None,
@@ -42,7 +46,8 @@ def train(
     seed: Annotated[int | None, _tuned("Fixes weights, order and augmentation.", "seed")] = None,
     img_size: Annotated[str | None, typer.Option(help="Pixels a side (32) or height x width (96x160).")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change an option of the model.")
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change an option of the model, or recipe.OPTION."),
     ] = None,
     mixed_precision: Annotated[
         str | None, typer.Option(metavar="auto|no|bf16|fp16", help="auto: as `accelerate launch` says, else no.")
@@ -58,10 +63,21 @@ def train(
     The same command runs on a GPU, under `accelerate launch` and under `torchrun`.
     """
     _need_extra()
-    from attnkit_models.train.configfile import ConfigFile, check_model, merge_options, read_config, read_overrides
+    from attnkit_models.train.configfile import (
+        ConfigFile,
+        check_model,
+        choose_recipe,
+        merge_options,
+        read_config,
+        read_overrides,
+        take_recipe,
+    )
     from attnkit_models.train.mistakes import Mistakes
+    from attnkit_models.train.objective import Recipe, Supervised
     from attnkit_models.train.run import Choice
     from attnkit_models.train.run import train as run
+    from attnkit_models.train.sparsifying import Sparsifying
+    from attnkit_models.train.teacher import load_teacher
 
     mistakes = Mistakes()
     file, size, overrides, options = ConfigFile(), None, {}, None
@@ -88,7 +104,17 @@ def train(
     }
     with mistakes.noted():
         options = merge_options(file.train, given)
+    chosen = None
+    with mistakes.noted():
+        chosen = choose_recipe(file.recipe, recipe, teacher, take_recipe(overrides))
+    learning: Recipe = Supervised()
     source = model or file.model
+    with mistakes.noted():
+        if chosen is not None and options is not None:
+            chosen.options.phases(options)
+            dense = load_teacher(chosen.teacher)
+            learning = Sparsifying(chosen.options, dense)
+            source = source or dense.sparse_config()
     with mistakes.noted():
         if model and file.model is not None:
             raise ConfigError(f"--model {model} and {config} both say what to train; keep one of them")
@@ -104,8 +130,9 @@ def train(
             check_model(second)
     mistakes.told()
     assert source is not None
-    label = source if isinstance(source, str) else Path(str(config)).stem
-    choices = [Choice(label, source, overrides), *([Choice(second, second)] if second else [])]
+    named = Path(str(config)).stem if file.model is not None else str(recipe or file.recipe.get("kind"))
+    label = source if isinstance(source, str) else named
+    choices = [Choice(label, source, overrides, learning), *([Choice(second, second)] if second else [])]
     folder = data or (Path(file.data) if file.data else None)
     try:
         run(choices, out=out, options=options, data=folder, resume=resume, overwrite=overwrite, skip_bad=skip_bad)

@@ -12,6 +12,7 @@ from attnkit.errors import ConfigError, did_you_mean, shown
 from attnkit_models.train.mistakes import Mistakes
 from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.plaindata import parse_yaml
+from attnkit_models.train.sparsifying_options import SparsifyingOptions
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class ConfigFile:
     train: dict[str, Any] = field(default_factory=dict)
     baseline: str | None = None
     data: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(path: Path) -> ConfigFile:
-    """Reads a YAML file: a model's configuration alone, or sections `model`, `train`, `baseline`, `data`.
+    """Reads a YAML file: a model's configuration alone, or sections `model`, `train`, `baseline`, `data`,
+    `recipe`.
 
     Raises:
         ConfigError: if the file cannot be read, is no YAML mapping, or names unknown sections.
@@ -43,13 +46,14 @@ def read_config(path: Path) -> ConfigFile:
         raise ConfigError(
             f"configuration file {path} must hold a model's options or a 'model:' section, but holds {shown(plain)}"
         )
-    if not any(name in plain for name in ("model", "train")):
+    if not any(name in plain for name in ("model", "train", "recipe")):
         return ConfigFile(model=plain)
     wanted: dict[str, tuple[type, ...]] = {
         "model": (str, dict),
         "train": (dict,),
         "baseline": (str,),
         "data": (str,),
+        "recipe": (dict,),
     }
     mistakes = Mistakes()
     for name, value in plain.items():
@@ -110,3 +114,49 @@ def merge_options(file: Mapping[str, Any], given: Mapping[str, Any], *, path: st
     """
     merged = {**file, **{name: value for name, value in given.items() if value is not None}}
     return TrainOptions.from_dict(merged, path=path)
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """A recipe of training as the user asked for it, checked but with nothing read yet."""
+
+    options: SparsifyingOptions
+    teacher: Path
+
+
+def take_recipe(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Takes the options of the recipe, `recipe.NAME`, out of what `--set` gave."""
+    names = [path for path in overrides if path.startswith("recipe.")]
+    return {path.removeprefix("recipe."): overrides.pop(path) for path in names}
+
+
+def choose_recipe(
+    file: Mapping[str, Any], name: str | None, teacher: Path | None, changes: Mapping[str, Any]
+) -> RecipeChoice | None:
+    """The recipe of training from a file's `recipe` section, overruled by the command line.
+
+    Args:
+        file: the section as a plain dict.
+        name: value of `--recipe`.
+        teacher: value of `--teacher`.
+        changes: options given by `--set recipe.NAME=VALUE`.
+
+    Raises:
+        ConfigError: if there is no such recipe, or something is missing or does not fit.
+    """
+    plain = {**file, **changes}
+    kind, place = name or plain.pop("kind", None), teacher or plain.pop("teacher", None)
+    plain = {key: value for key, value in plain.items() if key not in ("kind", "teacher")}
+    if kind is None:
+        if place or plain:
+            raise ConfigError("a teacher or options of a recipe need the recipe's name: pass --recipe sparsifiner")
+        return None
+    if kind != SparsifyingOptions.kind:
+        known = (SparsifyingOptions.kind,)
+        raise ConfigError(f"unknown recipe {shown(kind)}{did_you_mean(str(kind), known)} (recipes: {', '.join(known)})")
+    if not isinstance(place, (str, Path)):
+        raise ConfigError(
+            f"--recipe {kind} needs --teacher, a checkpoint or the folder of a run of a dense model; train one "
+            "with --model vit_micro --out runs/teacher"
+        )
+    return RecipeChoice(SparsifyingOptions.from_dict(plain, path="recipe"), Path(place))

@@ -19,6 +19,7 @@ from attnkit_models.train.data import ImageData
 from attnkit_models.train.distributed import on_main
 from attnkit_models.train.loop import Setup, evaluate, seed_epoch, train_epoch
 from attnkit_models.train.memory import PeakMemory
+from attnkit_models.train.objective import Recipe
 from attnkit_models.train.optimize import adamw
 from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.order import loaders
@@ -49,10 +50,14 @@ def fit(
     model = task.build().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     # Data parallelism waits for the gradients of all parameters unless told that some never get one.
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=task.idle_parameters)  # pyright: ignore
+    task.recipe.begin(model)
+    objective = task.recipe.objective(model, options)
     raw_optimizer = adamw(model, options)
-    prepared, optimizer = accelerator.prepare(model, raw_optimizer)
-    setup = Setup(accelerator, prepared, optimizer, *loaders(accelerator, data, options), data, options)
-    progress = Progress(identity=identity_of(task.config, data, options))
+    trained, optimizer = accelerator.prepare(objective, raw_optimizer)
+    setup = Setup(
+        accelerator, model, objective, trained, optimizer, *loaders(accelerator, data, options), data, options
+    )
+    progress = Progress(identity=identity_of(task.config, data, options, task.recipe))
     progress = _restore(task, setup, model, raw_optimizer, progress)
     if progress.epoch:
         reporter.say(f"{task.label}  resumed after epoch {progress.epoch}/{options.epochs}")
@@ -65,12 +70,13 @@ def fit(
                 f"to train {task.label} with batch_size={options.batch_size}",
                 "choose a smaller --batch-size, with a larger --grad-accum for the same steps",
             ):
-                trained = train_epoch(setup, epoch, reporter.tick)
+                learned = train_epoch(setup, epoch, reporter.tick)
                 seconds_training = time.perf_counter() - start
                 tested = evaluate(setup)
             record = {
                 "epoch": epoch + 1,
-                **trained,
+                **({"phase": objective.phase_of(epoch)[0].name} if len(objective.phases) > 1 else {}),
+                **learned,
                 **tested,
                 "seconds": round(time.perf_counter() - start, 4),
                 "images_per_second": round(images / seconds_training, 1),
@@ -85,10 +91,11 @@ def fit(
     return progress, memory
 
 
-def identity_of(config: dict[str, Any], data: ImageData, options: TrainOptions) -> dict[str, Any]:
+def identity_of(config: dict[str, Any], data: ImageData, options: TrainOptions, recipe: Recipe) -> dict[str, Any]:
     """What a run is: a continuation must agree in all of it."""
     return {
         "model": config,
+        **({"recipe": recipe.identity()} if recipe.identity() else {}),
         "options": options.to_dict(full=True),
         "data": {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint},
     }

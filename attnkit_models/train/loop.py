@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from attnkit.errors import ConfigError
 from attnkit_models.train.data import ImageData
+from attnkit_models.train.objective import Objective
 from attnkit_models.train.optimize import learning_rate
 from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.seeds import seed_of
@@ -21,10 +23,24 @@ from attnkit_models.train.seeds import seed_of
 
 @dataclass(frozen=True)
 class Setup:
-    """What stays the same over all epochs; model, optimizer and loaders are prepared by the accelerator."""
+    """What stays the same over all epochs.
+
+    Args:
+        accelerator: runs it all.
+        model: what is tested.
+        objective: model and loss, as they were built.
+        trained: the objective as the accelerator prepared it, like the optimizer and the loaders.
+        optimizer: see `trained`.
+        train_loader: see `trained`.
+        val_loader: see `trained`.
+        data: images and labels.
+        options: how to train.
+    """
 
     accelerator: Accelerator
     model: nn.Module
+    objective: Objective
+    trained: nn.Module
     optimizer: Any
     train_loader: Any
     val_loader: Any
@@ -58,27 +74,27 @@ def train_epoch(setup: Setup, epoch: int, tick: Callable[[int], None]) -> dict[s
     """
     accelerator, options, data = setup.accelerator, setup.options, setup.data
     steps = setup.steps_an_epoch
-    warmup = round(options.warmup_epochs * steps)
-    step, lr = epoch * steps, 0.0
+    phase, first = setup.objective.phase_of(epoch)
+    warmup = round(phase.warmup * steps)
+    step, lr = (epoch - first) * steps, 0.0
     total = torch.zeros(
         2, dtype=torch.float64, device="cpu" if accelerator.device.type == "mps" else accelerator.device
     )
-    setup.model.train()
+    setup.trained.train()
     setup.train_loader.set_epoch(epoch)
     for batch in setup.train_loader:
         images = batch["pixels"].float() / 255
         if options.augment:
             images = data.augmentation(images, batch["index"], count=len(data.train), seed=options.seed, epoch=epoch)
-        lr = learning_rate(step, steps=options.epochs * steps, warmup=warmup, peak=options.lr)
+        lr = learning_rate(step, steps=phase.epochs * steps, warmup=warmup, peak=phase.lr)
         for group in setup.optimizer.param_groups:
             group["lr"] = lr
-        with accelerator.accumulate(setup.model):
-            logits = setup.model(data.preprocess.normalise(images))
-            loss = F.cross_entropy(logits, batch["label"], label_smoothing=options.label_smoothing)
+        with accelerator.accumulate(setup.trained):
+            loss = setup.trained(data.preprocess.normalise(images), batch["label"], phase.name)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 if options.clip_grad:
-                    accelerator.clip_grad_norm_(setup.model.parameters(), options.clip_grad)
+                    accelerator.clip_grad_norm_(setup.trained.parameters(), options.clip_grad)
                 step += 1
             setup.optimizer.step()
             setup.optimizer.zero_grad()
@@ -90,7 +106,7 @@ def train_epoch(setup: Setup, epoch: int, tick: Callable[[int], None]) -> dict[s
     if not math.isfinite(train_loss):
         raise ConfigError(
             f"the training loss became {train_loss} in epoch {epoch + 1}; train with a smaller learning rate "
-            f"than lr={options.lr} or a longer warm-up than {options.warmup_epochs:g} epochs"
+            f"than lr={options.lr} or a longer warm-up than {phase.warmup:g} epochs"
         )
     return {"train_loss": train_loss, "lr": lr}
 
@@ -103,9 +119,14 @@ def evaluate(setup: Setup) -> dict[str, float]:
         `val_accuracy` in [0, 1] and `val_loss`.
     """
     setup.model.eval()
+    if setup.accelerator.num_processes > 1:
+        # Batch norms saw other images in every process; the main process's are those that are saved.
+        for buffer in setup.model.buffers():
+            buffer.copy_(broadcast(buffer))  # pyright: ignore[reportArgumentType]
     right, loss, count = 0, 0.0, 0
     for batch in setup.val_loader:
-        logits = setup.model(setup.data.preprocess.normalise(batch["pixels"].float() / 255))
+        with setup.accelerator.autocast():
+            logits = setup.model(setup.data.preprocess.normalise(batch["pixels"].float() / 255))
         losses = F.cross_entropy(logits.float(), batch["label"], reduction="none")
         hits = logits.argmax(dim=1) == batch["label"]
         # Drops the images that only pad the last batch to equal shares.

@@ -34,7 +34,15 @@ def draw_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
     loss, accuracy = figure.subplots(1, 2)
     for colour, (label, history) in zip(COLOURS, histories.items(), strict=False):
         epochs = [record["epoch"] for record in history]
-        loss.plot(epochs, [record["train_loss"] for record in history], color=colour, label=label, marker=".")
+        # Losses of different phases cannot be compared; the last phase's are those that lead to the accuracy.
+        drawn = [record for record in history if record.get("phase") == history[-1].get("phase")]
+        loss.plot(
+            [record["epoch"] for record in drawn],
+            [record["train_loss"] for record in drawn],
+            color=colour,
+            label=label,
+            marker=".",
+        )
         accuracy.plot(epochs, [record["val_accuracy"] for record in history], color=colour, label=label, marker=".")
         accuracy.annotate(
             f"{history[-1]['val_accuracy']:.1%}",
@@ -44,7 +52,10 @@ def draw_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
             color=colour,
             va="center",
         )
-    loss.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy")
+    phases = {str(record["phase"]) for history in histories.values() for record in history[-1:] if "phase" in record}
+    loss.set(
+        title="Training loss", xlabel="epoch", ylabel=f"loss of {', '.join(phases)}" if phases else "cross-entropy"
+    )
     accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.margins(x=0.12)

@@ -82,7 +82,8 @@ class Reporter:
     def epoch(self, label: str, record: dict[str, Any], epochs: int) -> None:
         """Prints what an epoch brought."""
         width = len(str(epochs))
+        phase = f"{record['phase']}  " if "phase" in record else ""
         self.say(
-            f"{label}  epoch {record['epoch']:{width}d}/{epochs}  loss {record['train_loss']:.4f}  "
+            f"{label}  epoch {record['epoch']:{width}d}/{epochs}  {phase}loss {record['train_loss']:.4f}  "
             f"test accuracy {record['val_accuracy']:7.2%}  {record['seconds']:.2f} s"
         )

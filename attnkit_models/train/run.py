@@ -23,6 +23,7 @@ from attnkit_models.train.data import DIGITS, ImageData, digits
 from attnkit_models.train.distributed import make_accelerator, on_main
 from attnkit_models.train.fit import fit, identity_of
 from attnkit_models.train.folder import image_folder
+from attnkit_models.train.objective import Recipe, Supervised
 from attnkit_models.train.options import TrainOptions
 from attnkit_models.train.order import smallest_batch
 from attnkit_models.train.progress import Reporter
@@ -41,11 +42,13 @@ class Choice:
         label: what to call it in reports and folder names.
         source: a recipe's name, or a configuration as plain data.
         overrides: changes to it by path, as `attnkit.build` takes them.
+        recipe: how it learns.
     """
 
     label: str
     source: str | Mapping[str, Any]
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=Supervised)
 
     def wanted(self, name: str) -> Any:
         """What the user set for a top-level option of the model, or None."""
@@ -95,12 +98,14 @@ def train(
     options = dataclasses.replace(options, mixed_precision=accelerator.mixed_precision)
     reporter = reporter or Reporter(main=accelerator.is_main_process)
     images = _load_data(choices[0], options, data, skip_bad, build, reporter)
+    for choice in choices:
+        images = choice.recipe.prepared(images)
     folder = rundir.RunFolder(out, labels)
     smallest = smallest_batch(len(images.train), options, accelerator.num_processes)
     tasks = [_task(choice, images, options, folder.of(choice.label), build, smallest) for choice in choices]
     identity = {
         "models": {task.label: task.config for task in tasks},
-        **{key: value for key, value in identity_of({}, images, options).items() if key != "model"},
+        **{key: value for key, value in identity_of({}, images, options, choices[0].recipe).items() if key != "model"},
         "processes": accelerator.num_processes,
         "versions": versions(),
     }
@@ -168,7 +173,7 @@ def _task(choice: Choice, data: ImageData, options: TrainOptions, folder: Path, 
         "img_size": data.preprocess.img_size,
     }
     make = functools.partial(build, choice.source, **overrides)
-    return rehearse(choice.label, make, data, options, folder, images=min(smallest, 2))
+    return rehearse(choice.label, make, data, options, folder, recipe=choice.recipe, images=min(smallest, 2))
 
 
 def _machine(accelerator: Accelerator) -> str:
@@ -189,8 +194,15 @@ def _finish(
     """Everything after the last epoch; the weights are safe by now."""
     from attnkit_models.train.pictures import draw_attention, draw_curves, save_samples
 
-    show_table(summaries, reporter.console)
-    write_json(folder.root / rundir.COMPARISON, [summary.to_dict() for summary in summaries])
+    rows, against = [], []
+    for summary in summaries:
+        origins = summary.task.recipe.origins(data)
+        rows += [*origins, summary.row]
+        against += [summary.row.against(origin) for origin in origins]
+    show_table(rows, summaries[0].memory, reporter.console)
+    for line in against:
+        reporter.say(line)
+    write_json(folder.root / rundir.COMPARISON, [dataclasses.asdict(row) for row in rows])
     draw_curves({summary.task.label: summary.progress.history for summary in summaries}, folder.root / rundir.CURVES)
     reporter.say(f"curves     {folder.root / rundir.CURVES}")
     for task in tasks:
