@@ -170,6 +170,41 @@ def test_a_wrong_primitive_of_ones_own_cannot_pass(method, where, laws):
         check_primitive(options, max_examples=40)
 
 
+def computes_attention_of_its_own(self, inputs):
+    """Softmax over the queries, keys and values exchanged; and nothing that `attend` would see."""
+    q, k, v = inputs.qkv
+    kept = torch.ones(*q.shape[:1], 1, q.shape[2], 1, dtype=torch.bool)
+    if inputs.token_mask is not None:
+        kept = inputs.token_mask[:, None, :, None]
+    logits = (q.where(kept, 0.0) @ v.where(kept, 0.0).mT * 5).masked_fill(~kept, -torch.inf)
+    return HeadOutput(logits.softmax(-2).nan_to_num() @ k.where(kept, 0.0), inputs.grid)
+
+
+def test_softmax_without_an_attention_call_needs_a_formula():
+    def forward(self, inputs):
+        return computes_attention_of_its_own(self, inputs)
+
+    options = wrong(forward)
+    told = r"WrongHeads is a softmax primitive, but .* call attnkit.attend, or give its formula as written_out\(\)"
+    with pytest.raises(LawBroken, match=told) as caught:
+        check_primitive(options, max_examples=10)
+    assert caught.value.law == "no_leak" and not caught.value.crashed
+
+    # A pattern alone tells nothing about the output.
+    options.heads_class.definition = lambda self, inputs: torch.ones(1, 1, dtype=torch.bool)
+    with pytest.raises(LawBroken, match="makes no attention call"):
+        check_primitive(options, laws=["no_leak"], max_examples=10)
+
+    def written_out(self, inputs, attention):
+        q, k, v = inputs.qkv
+        return attention(q, k, v, scale=self.scale, sees=torch.ones((), dtype=torch.bool))
+
+    options.heads_class.written_out = written_out
+    check_primitive(options, laws=["no_leak"], max_examples=10)
+    with pytest.raises(LawBroken, match="by its formula, the output is"):
+        check_primitive(options, laws=["equals_dense"], max_examples=10)
+
+
 def test_crashes_are_told_from_wrong_results():
     def plan(self, inputs):
         raise KeyError("nothing here")

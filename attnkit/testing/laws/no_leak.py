@@ -11,6 +11,7 @@ from attnkit.primitives import SoftmaxHeads
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import Law, agree, require
+from attnkit.testing.laws.visibility import require_attention
 from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
@@ -19,10 +20,11 @@ from attnkit.testing.tensors import random_tensor
 def primitive(case: PrimitiveCase) -> None:
     """The values have no say in which keys are seen, and a value moves only the queries that see it."""
     subject = Subject(dataclasses.replace(case, dtype="float64"))
-    inputs = subject.inputs()
+    inputs, calls = subject.inputs(), [call for call, _ in subject.calls()]
+    require_attention(subject, calls)
     if inputs.v is None:
         return
-    masks = [call.layout.to_mask() for call, _ in subject.calls()]
+    masks = [call.layout.to_mask() for call in calls]
     other = subject.inputs(v=random_tensor(*inputs.v.shape, seed=case.seed + 91))
     for at, (mask, (call, _)) in enumerate(zip(masks, subject.calls(other), strict=True)):
         require(
@@ -31,7 +33,7 @@ def primitive(case: PrimitiveCase) -> None:
         )
     if not isinstance(subject.group, SoftmaxHeads) or subject.group.lepe is not None or len(masks) != 1:
         return
-    own = torch.equal(subject.calls()[0][0].v, inputs.v)
+    own = torch.equal(calls[0].v, inputs.v)
     if own and masks[0].shape[-2] == case.grid.tokens and case.batch:
         query = case.seed % case.grid.tokens
         hidden = ~masks[0][..., query, :].expand(*inputs.v.shape[:2], -1)
