@@ -39,6 +39,18 @@ def naive_attention(
     return weights.to(v.dtype) @ v
 
 
+def naive_lse(q: Tensor, k: Tensor, mask: Tensor, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
+    """The log of the sum of exponentials that goes with `naive_attention`, with its arguments.
+
+    Returns:
+        lse (B, heads, Nq) in q's dtype, -inf for queries that see no key.
+    """
+    logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
+    return logits.masked_fill(~mask, -torch.inf).logsumexp(-1)
+
+
 def error_budget(naive: Tensor, exact: Tensor, *, multiple: float = 4.0, scale: float | None = None) -> float:
     """The largest error allowed: `multiple * max(max|naive - exact|, eps * scale)`.
 

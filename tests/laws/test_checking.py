@@ -143,9 +143,15 @@ def drops_the_gradient(self, inputs):
     return HeadOutput(out.out.detach() + 0 * inputs.v, inputs.grid)
 
 
+def flips_heads_below_float64(self, inputs):
+    out = SoftmaxHeads.forward(self, inputs).out
+    return HeadOutput(out if out.dtype == torch.float64 else out.flip(1), inputs.grid)
+
+
 @pytest.mark.parametrize(
     ("method", "where", "laws"),
     [
+        (flips_heads_below_float64, "forward", {"equals_dense"}),
         (leaks_through_the_batch, "forward", {"independence"}),
         (asks_chance, "forward", {"seeds_only"}),
         (draws_from_the_global_state, "forward", {"seeds_only"}),

@@ -13,11 +13,11 @@ from attnkit.kernels.attend import attend
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.layouts import RelativeTable
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
-from attnkit.testing.laws.law import Law, agree, agree_all, require, within
+from attnkit.testing.laws.law import Law, agree, agree_all, largest, require, within
 from attnkit.testing.oracle import dense_attention, expected, pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
-from attnkit.testing.tolerance import assert_within_budget, naive_attention
+from attnkit.testing.tolerance import assert_within_budget, naive_attention, naive_lse
 
 
 def primitive(case: PrimitiveCase) -> None:
@@ -36,6 +36,45 @@ def primitive(case: PrimitiveCase) -> None:
         agree_all(outputs, right, ["the output"])
         agree_all(gradients, right_gradients, [f"the gradient of {name}" for name in names], relative=1e-8)
         _formula(subject, mask)
+    else:
+        _rounded(subject, [call for call, _ in calls])
+
+
+def _rounded(subject: Subject, calls: list[AttendCall]) -> None:
+    """In lower precision: output and gradients are those of float64 on the same numbers, up to rounding."""
+    wide = Subject(dataclasses.replace(subject.case, memory="contiguous"), dtype=torch.float64)
+    # Where only rounding decides a choice of keys, the two compute different things.
+    pairs = zip(calls, (call for call, _ in wide.calls()), strict=True)
+    if not all(
+        torch.equal(*torch.broadcast_tensors(one.layout.to_mask(), other.layout.to_mask())) for one, other in pairs
+    ):
+        return
+    rows = subject.promised(subject.run().out)[:, None, :, None]
+    [found], gradients, names = subject.gradients(lambda: subject.run().out.where(rows, 0.0))
+    [right], right_gradients, _ = wide.gradients(lambda: wide.run(answer=oracle).out.where(rows, 0.0))
+    require(found.dtype == subject.leaves["x"].dtype, f"the output is {found.dtype}, but x is {subject.case.dtype}")
+    # Products of numbers as large as these are added up, and the logits' own rounding moves the weights.
+    terms = largest([*wide.leaves.values(), *wide.group.parameters()])
+    step = 16 * torch.finfo(found.dtype).eps * max([1.0, *map(_logits, calls)])
+    allowed = step * max(terms, largest([right]))
+    _near(found, right, allowed, f"in {subject.case.dtype} the output")
+    allowed = step * max(terms, largest([right]), largest(right_gradients))
+    for one, other, name in zip(gradients, right_gradients, names, strict=True):
+        _near(one, other, allowed, f"in {subject.case.dtype} the gradient of {name}")
+
+
+def _near(found: Tensor, right: Tensor, allowed: float, what: str) -> None:
+    if right.numel():
+        error = float((found.double() - right).abs().max())
+        require(error <= allowed, f"{what} is off by {error:.3g}, allowed are {allowed:.3g}")
+
+
+def _logits(call: AttendCall) -> float:
+    """Size of the largest logit, in rounding steps of the values' dtype."""
+    if not (call.q.numel() and call.k.numel()):
+        return 0.0
+    logits = abs(call.scale) * (call.q.detach().abs().double() @ call.k.detach().abs().double().mT)
+    return float(logits.max()) * torch.finfo(call.compute_dtype).eps / torch.finfo(call.v.dtype).eps
 
 
 def oracle(call: AttendCall) -> AttendResult:
@@ -48,18 +87,23 @@ def _call(call: AttendCall, result: AttendResult) -> None:
     exact = expected(call)[0]
     bias, gain = pair_values(call.bias), pair_values(call.gain)
     plain = naive_attention(call.q, call.k, call.v, call.layout.to_mask(), call.scale, bias, gain)
-    terms = [one for one in (exact, call.q, call.k, call.v) if one.numel()]
-    scale = max((float(one.detach().abs().max()) for one in terms), default=0.0)
-    if call.q.numel() and call.k.numel():
-        # Logits are rounded by their own size, in the dtype that they are computed in, and the weights with them.
-        logits = abs(call.scale) * (call.q.detach().abs().double() @ call.k.detach().abs().double().mT)
-        steps = torch.finfo(call.compute_dtype).eps / torch.finfo(call.v.dtype).eps
-        scale *= max(1.0, float(logits.max()) * steps)
+    # Logits are rounded by their own size, in the dtype that they are computed in, and the weights with them.
+    scale = _reach(call) * max(1.0, _logits(call))
     within(
         lambda: assert_within_budget(
-            result.out.detach(), exact.detach(), plain.detach(), multiple=16.0, scale=scale, what="attention"
+            result.out.detach(), exact.detach(), plain.detach(), multiple=4.0, scale=scale, what="attention"
         )
     )
+
+
+def _reach(call: AttendCall) -> float:
+    """Size of the values that any query sees, and of their gains: what an output is added up from."""
+    seen = call.layout.to_mask(call.v.device).any(-2)[..., None]
+    gain = pair_values(call.gain)
+    sizes = [
+        float(one.detach().abs().max()) for one in (call.v.where(seen, 0.0), gain) if one is not None and one.numel()
+    ]
+    return sizes[0] * max(1.0, *sizes[1:], 1.0) if sizes and call.v.numel() else 0.0
 
 
 def _defined(subject: Subject) -> Tensor | None:
@@ -145,7 +189,8 @@ def attention(case: AttentionCase) -> None:
                 return answer(call, case.backend)
             mask, bias, gain = call.layout.to_mask(), pair_values(call.bias), pair_values(call.gain)
             if compute == "naive":
-                return (naive_attention(call.q, call.k, call.v, mask, call.scale, bias, gain),)
+                out = naive_attention(call.q, call.k, call.v, mask, call.scale, bias, gain)
+                return (out, naive_lse(call.q, call.k, mask, call.scale, bias)) if case.lse else (out,)
             out, lse = dense_attention(call.q, call.k, call.v, mask, call.scale, bias, gain)
             return (out, lse) if case.lse else (out,)
 
@@ -162,24 +207,40 @@ def attention(case: AttentionCase) -> None:
     if case.dtype == "float64":
         agree_all(outputs, right, ["the output", "lse"][: len(right)])
         agree_all(gradients, right_gradients, named, relative=1e-8)
-    elif not case.lse:
+    else:
         plain, plain_gradients, _ = run(None, "naive")
+        call = case.call()
+        narrow = {"the output": _reach(call) * max(1.0, _logits(call)), "lse": max(1.0, _size_of_logits(call))}
         terms = [*right, *right_gradients, *(one for one in tensors(case.call()) if one is not None)]
         scale = max((float(one.abs().max()) for one in terms if one.numel()), default=0.0)
         scales = {f"the gradient of {name}": max(scale, _pull(case.call())) for name in ("q", "k", "bias")}
         for one, other, naive, name in zip(
-            [outputs[0], *gradients],
-            [right[0], *right_gradients],
-            [plain[0], *plain_gradients],
-            ["the output", *named],
+            [*outputs, *gradients],
+            [*right, *right_gradients],
+            [*plain, *plain_gradients],
+            [*["the output", "lse"][: len(right)], *named],
             strict=True,
         ):
-            size = scales.get(name, scale)
+            # Sums of gradients may cancel; outputs and lse are as large as what they are made of.
+            size, multiple = (narrow[name], 4.0) if name in narrow else (scales.get(name, scale), 16.0)
+            if name == "lse":
+                empty = other == -torch.inf
+                require(torch.equal(one == -torch.inf, empty), "lse is not -inf where, and only where, nothing is seen")
+                one, other, naive = (each.masked_fill(empty, 0.0) for each in (one, other, naive))  # noqa: PLW2901
             within(
-                lambda one=one, other=other, naive=naive, name=name, size=size: assert_within_budget(
-                    one, other.double(), naive, multiple=16.0, scale=size, what=name
+                lambda one=one, other=other, naive=naive, name=name, size=size, multiple=multiple: assert_within_budget(
+                    one, other.double(), naive, multiple=multiple, scale=size, what=name
                 )
             )
+
+
+def _size_of_logits(call: AttendCall) -> float:
+    if not (call.q.numel() and call.k.numel()):
+        return 0.0
+    logits = abs(call.scale) * (call.q.detach().abs().double() @ call.k.detach().abs().double().mT)
+    bias = pair_values(call.bias)
+    finite = torch.zeros(()) if bias is None else bias.detach().where(bias.isfinite(), 0.0)
+    return float(logits.max()) + (float(finite.abs().max()) if finite.numel() else 0.0)
 
 
 def _pull(call: AttendCall) -> float:

@@ -10,6 +10,16 @@ ALL_KINDS = ("dense", "stencil", "blocks", "token_sets", "token_mask")
 
 MUTANTS = [
     Mutant(
+        "lse_without_peak_below_float64",
+        "In every dtype but float64 the lse leaves out the maximum that was subtracted.",
+        SOFTMAX,
+        ".log() + peak)",
+        ".log() + peak * (logits.dtype == torch.float64))",
+        (reference("dense"),),
+        ("equals_dense",),
+        60,
+    ),
+    Mutant(
         "peak_over_all_queries",
         "The largest logit of all queries is subtracted instead of each query's own.",
         SOFTMAX,

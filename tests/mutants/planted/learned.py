@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnkit import Conv, LearnedQuery, LearnedUpsample
+from attnkit import Conv, LearnedQuery, LearnedUpsample, PooledGlobal
 from tests.mutants.mutant import Mutant
 
 MUTANTS = [
@@ -49,6 +49,24 @@ MUTANTS = [
         " * width**-0.5",
         "",
         (LearnedQuery(2, 3),),
+        ("equals_dense",),
+    ),
+    Mutant(
+        "convolution_doubled_below_float64",
+        "In every dtype but float64 a convolution counts twice.",
+        "attnkit.primitives.conv:ConvHeads._convolve",
+        "image = self.depthwise(narrow(image, self.options.stride))",
+        "image = self.depthwise(narrow(image, self.options.stride)) * (2 - (image.dtype == torch.float64))",
+        (Conv(2),),
+        ("equals_dense",),
+    ),
+    Mutant(
+        "means_of_bfloat16_are_sums",
+        "Cells of pooled keys in bfloat16 hold sums where they should hold means.",
+        "attnkit.primitives.pooling:cell_means",
+        "sums / counts.clamp(min=1.0)[..., None]",
+        "sums / counts.clamp(min=1.0, max=1.0 if tokens.dtype == torch.bfloat16 else None)[..., None]",
+        (PooledGlobal(2, 2),),
         ("equals_dense",),
     ),
     Mutant(
