@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,20 +26,29 @@ class Checked:
 
     Attributes:
         subject: what was checked, as code or as a name.
-        tried: number of cases tried, per law.
+        tried: number of cases in which something was compared, per law.
         refused: number of further cases that were refused with an error of `attnkit.errors`, per law.
+        silent: number of further cases about which a law says nothing, per law and reason, such as
+            `{"translation": {"promises no period": 50}}`.
     """
 
     subject: str
     tried: Mapping[str, int]
     refused: Mapping[str, int]
+    silent: Mapping[str, Mapping[str, int]]
 
     def __str__(self) -> str:
-        lines = [f"{self.subject} keeps {len(self.tried)} laws"]
+        kept = [name for name, count in self.tried.items() if count]
+        lines = [f"{self.subject} keeps {len(kept)} law{'s' * (len(kept) != 1)}"]
         for name, count in self.tried.items():
-            refused = f", {self.refused[name]} refused" if self.refused[name] else ""
-            law = law_named(name)
-            lines.append(f"{law.number:3}  {name:20}{count:5} cases{refused}")
+            why = ", ".join(self.silent[name])
+            if count:
+                said = f"{count:5} cases"
+                said += f", {self.refused[name]} refused" if self.refused[name] else ""
+                said += f", nothing to say in {sum(self.silent[name].values())}: {why}" if why else ""
+            else:
+                said = f"    - says nothing here: {why}"
+            lines.append(f"{law_named(name).number:3}  {name:20}{said}")
         return "\n".join(lines)
 
 
@@ -54,7 +64,8 @@ def check_primitive(
 
     Each law is tried on random grids, prefix tokens, batch sizes, head widths, dtypes, memory layouts and masks. A
     case that the primitive refuses with an error of `attnkit.errors` does not count, as long as most are not refused.
-    A law about layouts and attention says nothing about a primitive that computes no attention.
+    A law may have nothing to say: those about attention where there is none, those about promises where none is made.
+    Such cases are counted apart, with the reason.
 
     Args:
         options: the primitive's options, or a plain dict of them; or the name of a registered primitive, whose options
@@ -114,13 +125,16 @@ def check_backend(
     return _checked(f"the backend {name!r}", wanted, cases, max_examples, seed, shrink)
 
 
-def check_case(law: str | int, case: PrimitiveCase | AttentionCase) -> None:
+def check_case(law: str | int, case: PrimitiveCase | AttentionCase) -> str | None:
     """Tries one law on one case; this is what the message of a broken law tells to run.
+
+    Returns:
+        Why the law says nothing about the case, such as "promises no period", or None where it holds.
 
     Raises:
         Breach: if the law does not hold.
     """
-    law_named(law).check(case)
+    return law_named(law).check(case)
 
 
 def _target(options: PrimitiveOptions | Mapping[str, Any] | str) -> PrimitiveOptions | str:
@@ -141,18 +155,32 @@ def _target(options: PrimitiveOptions | Mapping[str, Any] | str) -> PrimitiveOpt
 def _checked(subject: str, laws: list[Law], cases: Any, max_examples: int, seed: int, shrink: bool) -> Checked:
     if not isinstance(max_examples, int) or isinstance(max_examples, bool) or max_examples < 1:
         raise ConfigError(f"max_examples is a number of cases, an integer >= 1, but got {max_examples!r}")
-    tried, refused = {}, {}
+    counts: dict[str, _Counts] = {}
     with torch.random.fork_rng(devices=[]):
         for law in laws:
-            tried[law.name], refused[law.name] = _try(subject, law, cases, max_examples, seed, shrink)
-    return Checked(subject, tried, refused)
+            counts[law.name] = _try(subject, law, cases, max_examples, seed, shrink)
+    return Checked(
+        subject,
+        {name: one.tried for name, one in counts.items()},
+        {name: one.refused for name, one in counts.items()},
+        {name: dict(one.silent) for name, one in counts.items()},
+    )
 
 
-def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrink: bool) -> tuple[int, int]:
+@dataclass
+class _Counts:
+    """Numbers of cases of one law: tried, refused, and by the reason those about which it says nothing."""
+
+    tried: int = 0
+    refused: int = 0
+    silent: Counter[str] = field(default_factory=Counter)
+
+
+def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrink: bool) -> _Counts:
     import hypothesis
     from hypothesis.errors import Unsatisfiable
 
-    counts = {"tried": 0, "refused": 0}
+    counts = _Counts()
     refusals: list[str] = []
     broken: list[tuple[PrimitiveCase | AttentionCase, Exception]] = []
 
@@ -169,18 +197,21 @@ def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrin
     @hypothesis.given(case=cases)
     def attempt(case: PrimitiveCase | AttentionCase) -> None:
         try:
-            law.check(case)
+            reason = law.check(case)
         except Breach as error:
             broken.append((case, error))
             raise
         except AttnkitError as error:
-            counts["refused"] += 1
+            counts.refused += 1
             refusals.append(f"{case!r}: {error}")
             hypothesis.reject()
         except Exception as error:
             broken.append((case, error))
             raise
-        counts["tried"] += 1
+        if reason is None:
+            counts.tried += 1
+        else:
+            counts.silent[reason] += 1
 
     try:
         attempt()
@@ -192,15 +223,16 @@ def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrin
         # Hypothesis ends with the smallest case it found.
         case, cause = broken[-1]
         raise _verdict(subject, law, case, cause) from error
-    if counts["tried"] < FEWEST * (counts["tried"] + counts["refused"]) or not counts["tried"]:
+    taken = counts.tried + counts.silent.total()
+    if taken < FEWEST * (taken + counts.refused) or not taken:
         example = f", such as {refusals[-1]}" if refusals else ""
         raise LawBroken(
             f"law {law.number} ({law.name}) could not be tried on {subject}: "
-            f"{counts['refused']} cases were refused{example}",
+            f"{counts.refused} cases were refused{example}",
             law.name,
             None,
         )
-    return counts["tried"], counts["refused"]
+    return counts
 
 
 def _verdict(subject: str, law: Law, case: PrimitiveCase | AttentionCase, cause: Exception) -> LawBroken:

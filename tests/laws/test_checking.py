@@ -73,6 +73,26 @@ def test_a_right_primitive_passes_and_prints_what_was_tried():
     ]
 
 
+def test_what_a_law_says_nothing_about_is_not_counted_as_tried():
+    def plan(self, inputs):
+        return Plan(Blocks.windows(inputs.grid, 2))
+
+    options = wrong(plan)
+    checked = check_primitive(options, laws=["full_budget", "translation"], max_examples=20)
+    assert checked.tried["translation"] == 0 and checked.silent["translation"] == {"promises no period": 20}
+    few, rest = checked.tried["full_budget"], checked.silent["full_budget"]
+    assert 0 < few < 20 and rest == {"promises no full_budget": 20 - few}
+    assert str(checked).splitlines() == [
+        "Wrong(heads=2) keeps 1 law",
+        f"  4  full_budget         {few:5} cases, nothing to say in {20 - few}: promises no full_budget",
+        "  7  translation             - says nothing here: promises no period",
+    ]
+    assert check_case("translation", PrimitiveCase(options, Grid(2, 2))) == "promises no period"
+    assert check_case("empty_rows", PrimitiveCase(options, Grid(2, 2))) is None
+    convolution = check_primitive(attnkit.Conv(2), laws=[2, 3, 4, 6, 9, 13], max_examples=2)
+    assert all(silent == {"makes no attention call": 2} for silent in convolution.silent.values())
+
+
 @given(plan=plans("topk_region"))
 def test_plans(plan):
     case, calls = plan

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnkit.layouts import Blocks, Layout, TokenMask, concat_heads, intersect, restrict, union
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
-from attnkit.testing.laws.law import Law, require
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, require
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
 
@@ -17,7 +17,10 @@ from attnkit.testing.tensors import random_tensor
 def primitive(case: PrimitiveCase) -> None:
     """The layouts that the primitive makes."""
     subject = Subject(dataclasses.replace(case, dtype="float64"))
-    for call, _ in subject.calls():
+    calls = subject.calls()
+    if not calls:
+        raise NothingToSay(NO_ATTENTION)
+    for call, _ in calls:
         _lowered(call.layout)
         _restricted(call.layout, case.seed)
 

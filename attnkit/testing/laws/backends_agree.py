@@ -7,7 +7,7 @@ import dataclasses
 from attnkit.kernels.dispatch import backend_named, recording, use_backend
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer, tensors
-from attnkit.testing.laws.law import Law, agree_all, require
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, agree_all, require
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
 
@@ -19,10 +19,11 @@ def primitive(case: PrimitiveCase) -> None:
     """Outputs and gradients do not depend on the backend; those that cannot run a call leave it to the reference."""
     case = dataclasses.replace(case, dtype="float64")
     subject = Subject(case)
-    first = None
+    first, made = None, 0
     for name in QUICK:
         with use_backend(f"{name},reference"), recording() as choices:
             outputs, gradients, names = subject.gradients()
+        made += len(choices)
         for choice in choices:
             able = "reference" if backend_named(name).why_not(choice.call) else name
             require(choice.backend == able, f"use_backend({name!r}) is in force, but {choice.backend} ran")
@@ -30,6 +31,8 @@ def primitive(case: PrimitiveCase) -> None:
             first = outputs + gradients
         labels = [f"on {name}, {what}" for what in ("the output", *(f"the gradient of {one}" for one in names))]
         agree_all(outputs + gradients, first, labels, relative=1e-8)
+    if not made:
+        raise NothingToSay(NO_ATTENTION)
 
 
 def attention(case: AttentionCase) -> None:

@@ -9,7 +9,7 @@ import torch
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
-from attnkit.testing.laws.law import Law, agree, require
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, agree, require
 from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
@@ -17,14 +17,17 @@ from attnkit.testing.tensors import random_tensor
 
 def primitive(case: PrimitiveCase) -> None:
     """Every attention of the primitive, as it was computed."""
-    subject = Subject(dataclasses.replace(case, dtype="float64"))
-    for call, result in subject.calls():
+    subject = Subject(dataclasses.replace(case, dtype="float64", batch=max(case.batch, 1)))
+    calls = subject.calls()
+    if not calls:
+        raise NothingToSay(NO_ATTENTION)
+    for call, result in calls:
         _inside(call, result.out)
 
     def constant(call: AttendCall) -> AttendResult:
         return AttendResult(torch.full_like(call.q[..., :1], 0.5).expand(*call.q.shape[:3], call.v.shape[3]), None)
 
-    if subject.case.batch and subject.calls() and not any(call.return_lse for call, _ in subject.calls()):
+    if not any(call.return_lse for call, _ in calls):
         out = subject.run(answer=constant).out
         require(out.isfinite().all(), "the output is not finite where every attention gives 0.5")
 

@@ -7,7 +7,7 @@ import dataclasses
 from attnkit.kernels.call import AttendCall
 from attnkit.layouts import Layout
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
-from attnkit.testing.laws.law import Law, require
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, require
 from attnkit.testing.subject import Subject
 
 
@@ -15,6 +15,8 @@ def primitive(case: PrimitiveCase) -> None:
     """Every call of the primitive, and the same with the full budget."""
     case = dataclasses.replace(case, dtype="float64", masked=False)
     calls = [call for call, _ in Subject(case).calls()]
+    if not calls:
+        raise NothingToSay(NO_ATTENTION)
     for call in calls:
         _counts(call.layout)
     full = case.options.full_budget(case.grid)

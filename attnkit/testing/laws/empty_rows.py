@@ -17,9 +17,7 @@ POISON = (torch.nan, torch.inf, -torch.inf)
 
 def primitive(case: PrimitiveCase) -> None:
     """Masked tokens may hold NaN or infinity, and an item may have no token at all."""
-    case = dataclasses.replace(case, dtype="float64", masked=True)
-    if not case.batch:
-        return
+    case = dataclasses.replace(case, dtype="float64", masked=True, batch=max(case.batch, 1))
     subject = Subject(case)
     kept = subject.kept
     everyone, nobody = (subject.inputs(token_mask=one) for one in (torch.ones_like(kept), None))

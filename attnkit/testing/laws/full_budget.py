@@ -10,7 +10,7 @@ from torch import Tensor
 from attnkit.kernels.call import AttendCall
 from attnkit.primitives import SoftmaxOptions
 from attnkit.testing.cases import PrimitiveCase
-from attnkit.testing.laws.law import Law, agree, agree_all, require
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, agree, agree_all, require
 from attnkit.testing.oracle import dense_attention
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
@@ -29,19 +29,22 @@ def primitive(case: PrimitiveCase) -> None:
     if promised is not None:
         require(calls != [] and everything, f"full_budget({case.grid}) leaves out keys")
         require(all(call.layout.density() == 1.0 for call in calls), "density() of a full layout is not 1")
-    if not calls or not everything:
-        return
+    if not calls:
+        raise NothingToSay(NO_ATTENTION)
+    if not everything:
+        raise NothingToSay("promises no full_budget")
+    if any(call.bias is not None or call.gain is not None for call in calls):
+        raise NothingToSay("has a bias or a gain")
     if "q" not in subject.leaves:
         _one_summary(subject)
-    elif all(call.bias is None and call.gain is None for call in calls):
+    else:
         _dense(subject, calls)
 
 
 def _one_summary(subject: Subject) -> None:
     """Queries that do not depend on the input see the same from every place, where there is no bias nor gain."""
-    for call, result in subject.calls():
-        if call.bias is None and call.gain is None:
-            agree(result.out, result.out[:, :, :1].expand_as(result.out), "what a learned query sees of everything")
+    for _, result in subject.calls():
+        agree(result.out, result.out[:, :, :1].expand_as(result.out), "what a learned query sees of everything")
 
 
 def _dense(subject: Subject, calls: list[AttendCall]) -> None:

@@ -30,18 +30,32 @@ class Law:
     primitive: Callable[[PrimitiveCase], None] | None = None
     attention: Callable[[AttentionCase], None] | None = None
 
-    def check(self, case: PrimitiveCase | AttentionCase) -> None:
+    def check(self, case: PrimitiveCase | AttentionCase) -> str | None:
         """Checks one case.
+
+        Returns:
+            Why the law says nothing about the case, such as "promises no period", or None where it holds.
 
         Raises:
             Breach: if the law does not hold.
         """
-        if isinstance(case, PrimitiveCase):
-            assert self.primitive is not None
-            self.primitive(case)
-        else:
-            assert self.attention is not None
-            self.attention(case)
+        try:
+            if isinstance(case, PrimitiveCase):
+                assert self.primitive is not None
+                self.primitive(case)
+            else:
+                assert self.attention is not None
+                self.attention(case)
+        except NothingToSay as reason:
+            return str(reason)
+        return None
+
+
+NO_ATTENTION = "makes no attention call"
+
+
+class NothingToSay(Exception):
+    """Raised by a check that compares nothing in a case; the message says why: "promises no period"."""
 
 
 class Breach(AssertionError):

@@ -10,7 +10,7 @@ from torch import Tensor
 from attnkit.primitives import SoftmaxHeads
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
-from attnkit.testing.laws.law import Law, agree, require
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, agree, require
 from attnkit.testing.laws.visibility import require_attention
 from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
@@ -22,8 +22,10 @@ def primitive(case: PrimitiveCase) -> None:
     subject = Subject(dataclasses.replace(case, dtype="float64"))
     inputs, calls = subject.inputs(), [call for call, _ in subject.calls()]
     require_attention(subject, calls)
+    if not calls:
+        raise NothingToSay(NO_ATTENTION)
     if inputs.v is None:
-        return
+        raise NothingToSay("takes no values")
     masks = [call.layout.to_mask() for call in calls]
     other = subject.inputs(v=random_tensor(*inputs.v.shape, seed=case.seed + 91))
     for at, (mask, (call, _)) in enumerate(zip(masks, subject.calls(other), strict=True)):

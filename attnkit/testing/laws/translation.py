@@ -12,7 +12,7 @@ from attnkit.kernels.call import AttendCall
 from attnkit.layouts import TokenMask
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
-from attnkit.testing.laws.law import Law, agree, agree_all
+from attnkit.testing.laws.law import Law, NothingToSay, agree, agree_all
 from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
@@ -23,11 +23,11 @@ def primitive(case: PrimitiveCase) -> None:
 
     So pad, run, crop is run, and translation by the period is an equivariance.
     """
-    case = dataclasses.replace(case, dtype="float64", masked=False)
+    case = dataclasses.replace(case, dtype="float64", masked=False, batch=max(case.batch, 1))
     grid = case.grid
     period = case.options.period(grid)
-    if period is None or not case.batch:
-        return
+    if period is None:
+        raise NothingToSay("promises no period")
     times = [case.seed // 3**axis % 3 for axis in range(grid.ndim)]
     start = tuple(step * one for step, one in zip(period, times, strict=True))
     room = tuple(case.seed // 5**axis % 4 for axis in range(grid.ndim))
