@@ -99,12 +99,23 @@ def run(call: AttendCall, backend: str | None) -> AttendResult:
         for recorder in _recorders:
             recorder.append(Choice(call, name, reasons))
     if _wrappers:
-        return _wrapped(call, backend_named(name))
-    return backend_named(name).run(call)
+        return _wrapped(call, name)
+    return _computed(call, name)
 
 
-def _wrapped(call: AttendCall, backend: Backend) -> AttendResult:
-    compute = functools.partial(backend.run, call)
+def _computed(call: AttendCall, name: str) -> AttendResult:
+    result = backend_named(name).run(call)
+    if not isinstance(result, AttendResult):
+        raise BackendError(f"backend {name!r}: run must return an AttendResult, but it returned {shown(result)}")
+    if call.return_lse and result.lse is None:
+        raise BackendError(
+            f"backend {name!r} accepted a call with return_lse=True and returned no lse; its why_not must refuse it"
+        )
+    return result
+
+
+def _wrapped(call: AttendCall, name: str) -> AttendResult:
+    compute = functools.partial(_computed, call, name)
     for wrapper in _wrappers:
         compute = functools.partial(wrapper, call, compute)
     return compute()
@@ -120,14 +131,31 @@ def choose(call: AttendCall, backend: str | None = None) -> str:
     refusals = []
     for name in _names("auto" if asked is None else asked):
         if name == "auto":
-            able = [name for name, target in BACKENDS.items() if target and not _why_not(name, call)]
+            able = [name for name, target in BACKENDS.items() if target and not why_not(name, call)]
             costs = [backend_named(name).cost(call) for name in able]
             return able[costs.index(min(costs))]
-        reasons = _why_not(name, call)
+        reasons = why_not(name, call)
         if not reasons:
             return name
         refusals.append(f"backend {name!r} cannot run this call: {'; '.join(reasons)}")
     raise BackendError(f"{' | '.join(refusals)} ({describe(call)})")
+
+
+def why_not(name: str, call: AttendCall) -> tuple[str, ...]:
+    """The reasons why the backend of a name cannot run a call; empty where it can.
+
+    Raises:
+        BackendError: for an unknown name, and for a backend whose `why_not` returns anything but a tuple of strings.
+    """
+    if name in BACKENDS and not BACKENDS[name]:
+        return ("it is planned but not part of this version",)
+    reasons = backend_named(name).why_not(call)
+    if not isinstance(reasons, tuple) or not all(isinstance(one, str) for one in reasons):
+        raise BackendError(
+            f"backend {name!r}: why_not must return a tuple of strings, empty where it can run the call, "
+            f"but it returned {shown(reasons)}"
+        )
+    return reasons
 
 
 def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) -> dict[str, tuple[str, ...]]:
@@ -138,7 +166,7 @@ def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) ->
     for name in BACKENDS:
         if name == chosen:
             continue
-        reasons = _why_not(name, call)
+        reasons = why_not(name, call)
         if not reasons and asked not in (None, "auto"):
             reasons = (f"it could run, but {asked!r} was asked for",)
         elif not reasons:
@@ -171,12 +199,6 @@ def backend_named(name: str) -> Backend:
     if name not in _backends:
         _backends[name] = load(BACKENDS[name])()
     return _backends[name]
-
-
-def _why_not(name: str, call: AttendCall) -> tuple[str, ...]:
-    if name in BACKENDS and not BACKENDS[name]:
-        return ("it is planned but not part of this version",)
-    return backend_named(name).why_not(call)
 
 
 def _names(text: str) -> list[str]:

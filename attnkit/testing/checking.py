@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from attnkit.errors import AttnkitError, ConfigError, load_extra
+from attnkit.errors import AttnkitError, BackendError, ConfigError, did_you_mean, load_extra, shown
 from attnkit.options import Options
 from attnkit.primitives import PrimitiveOptions
 from attnkit.registry import primitive_class
 from attnkit.testing.cases import AttentionCase, PrimitiveCase, as_code
 from attnkit.testing.laws import Breach, Law, LawBroken, law_named, laws_named
+from attnkit.testing.layouts import KINDS
 
 # A primitive may refuse grids that it cannot serve, but not nearly all of them.
 FEWEST = 0.1
@@ -92,7 +93,7 @@ def check_primitive(
 def check_backend(
     name: str,
     *,
-    kinds: Iterable[str] | None = None,
+    kinds: str | Iterable[str] | None = None,
     laws: Iterable[str | int] | None = None,
     max_examples: int = 50,
     seed: int = 0,
@@ -102,7 +103,7 @@ def check_backend(
 
     Args:
         name: the backend.
-        kinds: kinds of layouts, as in `random_layout`; all where not given.
+        kinds: kinds of layouts, as in `random_layout`, or one of them; all where not given.
         laws: as in `check_primitive`.
         max_examples: as in `check_primitive`.
         seed: as in `check_primitive`.
@@ -113,16 +114,20 @@ def check_backend(
 
     Raises:
         LawBroken: as `check_primitive`.
-        BackendError: for an unknown backend.
+        BackendError: for an unknown backend, or one whose `why_not` returns anything but a tuple of strings.
+        ConfigError: for unknown laws or kinds, or no kinds.
     """
     from attnkit.kernels.dispatch import backend_named
 
     backend_named(name)
     wanted = [law for law in laws_named(laws) if law.attention is not None]
     strategies = load_extra("attnkit.testing.strategies", extra="testing", purpose="check_backend")
-    chosen = strategies.KINDS if kinds is None else tuple(kinds)
-    cases = strategies.attention_cases(kinds=chosen, backends=(name,))
-    return _checked(f"the backend {name!r}", wanted, cases, max_examples, seed, shrink)
+    cases = strategies.attention_cases(kinds=_kinds(kinds), backends=(name,))
+    try:
+        return _checked(f"the backend {name!r}", wanted, cases, max_examples, seed, shrink)
+    except BackendError as error:
+        # From drawing a case, for a `why_not` that breaks its contract; Hypothesis has added notes about itself.
+        raise BackendError(str(error)) from None
 
 
 def check_case(law: str | int, case: PrimitiveCase | AttentionCase) -> str | None:
@@ -135,6 +140,21 @@ def check_case(law: str | int, case: PrimitiveCase | AttentionCase) -> str | Non
         Breach: if the law does not hold.
     """
     return law_named(law).check(case)
+
+
+def _kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
+    if kinds is None:
+        return KINDS
+    if not isinstance(kinds, Iterable):
+        raise ConfigError(f"kinds is a list of kinds of layouts, such as ['blocks'], but got {shown(kinds)}")
+    chosen = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for one in chosen:
+        if one not in KINDS:
+            near = did_you_mean(one, KINDS)
+            raise ConfigError(f"unknown kind of layout {shown(one)}{near} (kinds: {', '.join(KINDS)})")
+    if not chosen:
+        raise ConfigError(f"check_backend needs at least one kind of layout, or None for all: {', '.join(KINDS)}")
+    return chosen
 
 
 def _target(options: PrimitiveOptions | Mapping[str, Any] | str) -> PrimitiveOptions | str:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from attnkit import registry
+from attnkit.kernels import dispatch
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,15 +43,18 @@ def snippets(page: str) -> list[Snippet]:
 
 
 @pytest.fixture
-def own_primitives_forgotten():
+def registered_things_forgotten():
     """Takes back what an example registers, which other tests of this process would meet."""
-    known = set(registry.list_primitives())
+    known, backends = set(registry.list_primitives()), dict(registry.BACKENDS)
     yield
+    for name in set(registry.BACKENDS) - set(backends):
+        del registry.BACKENDS[name]
+        dispatch._backends.pop(name, None)
     for name in set(registry.list_primitives()) - known:
         registry.unregister_primitive(name)
 
 
-@pytest.mark.usefixtures("own_primitives_forgotten")
+@pytest.mark.usefixtures("registered_things_forgotten")
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if snippets(page.read_text(encoding="utf-8"))],

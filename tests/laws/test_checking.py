@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,9 +16,12 @@ from hypothesis import given
 import attnkit
 from attnkit import Dense, Grid, Window
 from attnkit.errors import AttnkitError, BackendError, ConfigError, ShapeError
+from attnkit.kernels import AttendResult, Backend, dispatch
+from attnkit.kernels.dispatch import backend_named
 from attnkit.layouts import Blocks
 from attnkit.layouts import Dense as DenseLayout
 from attnkit.primitives import HeadOutput, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.registry import BACKENDS
 from attnkit.testing import (
     LAWS,
     AttentionCase,
@@ -289,3 +293,78 @@ def test_backends():
     with pytest.raises(Breach), pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnkit.kernels.gather.plain_attention", lambda *_: (torch.zeros(1, 1, 4, 1, 1), None))
         check_case("equals_dense", AttentionCase("token_sets", Grid(2, 2), "gather", seed=4))
+
+
+class Plain(Backend):
+    """Attention without bias, gain and lse, as a small kernel may have it."""
+
+    def why_not(self, call):
+        refused = {"bias": call.bias is not None, "gain": call.gain is not None, "lse": call.return_lse}
+        return tuple(f"it takes no {name}" for name, asked in refused.items() if asked)
+
+    def cost(self, call):
+        return 1e18
+
+    def run(self, call):
+        result = backend_named("reference").run(call)
+        return AttendResult(result.out, None)
+
+
+@pytest.fixture
+def own_backend(monkeypatch):
+    """Makes `Plain`, with some methods replaced, known as the backend `"own"`."""
+
+    def known(**methods):
+        monkeypatch.setitem(dispatch._backends, "own", type("Own", (Plain,), {"name": "own", **methods})())
+        monkeypatch.setitem(BACKENDS, "own", f"{__name__}:Plain")
+
+    return known
+
+
+def test_a_backend_that_takes_no_bias_can_keep_every_law(own_backend):
+    own_backend()
+    checked = check_backend("own", max_examples=5)
+    assert set(checked.tried) == {name for name, law in LAWS.items() if law.attention is not None}
+    # Still held to what does not need a bias.
+    own_backend(run=lambda self, call: AttendResult(Plain.run(self, call).out + 3.0, None))
+    with pytest.raises(LawBroken, match="an output lies outside the values that its query sees"):
+        check_backend("own", laws=["convex_hull"], max_examples=20)
+
+
+def test_a_backend_that_returns_no_lse_is_told_in_a_sentence(own_backend):
+    own_backend(why_not=lambda self, call: ())
+    q = torch.ones(1, 1, 2, 3)
+    with pytest.raises(
+        BackendError, match=r"^backend 'own' accepted a call with return_lse=True and returned no lse; "
+    ):
+        attnkit.attend(q, q, q, DenseLayout(2), backend="own", return_lse=True)
+    own_backend(run=lambda self, call: call.v)
+    with pytest.raises(BackendError, match=r"run must return an AttendResult, but it returned torch.float32 \(1, 1, "):
+        attnkit.attend(q, q, q, DenseLayout(2), backend="own")
+
+
+@pytest.mark.parametrize("returned", [None, "no bias", False, [], (3,)], ids=repr)
+def test_the_contract_of_why_not(own_backend, returned):
+    own_backend(why_not=lambda self, call: returned)
+    q = torch.ones(1, 1, 2, 3)
+    message = f"backend 'own': why_not must return a tuple of strings, .* but it returned {re.escape(repr(returned))}$"
+    for asks in (
+        lambda: attnkit.attend(q, q, q, DenseLayout(2), backend="own"),
+        lambda: attnkit.attend(q, q, q, DenseLayout(2)),
+        lambda: check_backend("own", laws=["equals_dense"], max_examples=2),
+    ):
+        with pytest.raises(BackendError, match=message):
+            asks()
+
+
+def test_kinds_of_layouts():
+    for kinds in ("blocks", ["blocks"], iter(["blocks"])):
+        assert check_backend("gather", kinds=kinds, laws="counting", max_examples=2).tried == {"counting": 2}
+    for kinds, message in (
+        ([], "check_backend needs at least one kind of layout, or None for all: dense, "),
+        ("blcks", "unknown kind of layout 'blcks'; did you mean 'blocks'?"),
+        (["blocks", 3], "unknown kind of layout 3 (kinds: "),
+        (5, "kinds is a list of kinds of layouts, such as ['blocks'], but got 5"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check_backend("sdpa", kinds=kinds)
