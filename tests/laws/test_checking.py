@@ -18,7 +18,7 @@ from attnkit import Dense, Grid, Window
 from attnkit.errors import AttnkitError, BackendError, ConfigError, ShapeError
 from attnkit.kernels import AttendResult, Backend, dispatch
 from attnkit.kernels.dispatch import backend_named
-from attnkit.layouts import Blocks
+from attnkit.layouts import Blocks, TokenMask
 from attnkit.layouts import Dense as DenseLayout
 from attnkit.primitives import HeadOutput, Plan, SoftmaxHeads, SoftmaxOptions
 from attnkit.registry import BACKENDS
@@ -172,6 +172,24 @@ def flips_heads_below_float64(self, inputs):
     return HeadOutput(out if out.dtype == torch.float64 else out.flip(1), inputs.grid)
 
 
+def forgets_which_grid_it_was(self, inputs):
+    """Rows of the image, kept for the next grid with as many tokens."""
+    grid = inputs.grid
+    kept = self.__dict__.setdefault("kept", {})
+    if grid.tokens not in kept:
+        row = grid.coords()[:, 0]
+        mask = row[:, None] == row
+        kept[grid.tokens] = torch.nn.functional.pad(mask, (grid.prefix, 0, grid.prefix, 0), value=True)
+    return Plan(TokenMask(kept[grid.tokens]))
+
+
+def forgets_what_it_chose_from(self, inputs):
+    """A choice by the queries, made once for every grid."""
+    kept = self.__dict__.setdefault("kept", {})
+    size = 1 + int(inputs.q[:1].sum() > 0)
+    return Plan(Blocks.windows(inputs.grid, kept.setdefault(inputs.grid, size)))
+
+
 @pytest.mark.parametrize(
     ("method", "where", "laws"),
     [
@@ -183,6 +201,8 @@ def flips_heads_below_float64(self, inputs):
         (reads_the_values, "plan", {"no_leak"}),
         (adds_something_of_its_own, "forward", {"no_leak", "full_budget"}),
         (drops_the_gradient, "forward", {"full_budget"}),
+        (forgets_which_grid_it_was, "plan", {"seeds_only"}),
+        (forgets_what_it_chose_from, "plan", {"seeds_only"}),
     ],
     ids=lambda one: getattr(one, "__name__", None),
 )

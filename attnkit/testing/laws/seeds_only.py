@@ -37,6 +37,7 @@ def primitive(case: PrimitiveCase) -> None:
     for one in found[1:]:
         require(torch.equal(one, found[0]) or _both_nan(one, found[0]), "two runs on the same inputs differ")
     _remembered(case)
+    _remembered_by_itself(case)
     if subject.group.stochastic:
         _random(case)
 
@@ -61,6 +62,36 @@ def _remembered(case: PrimitiveCase) -> None:
         forget()
         same = torch.equal(outs[1], outs[0]) or _both_nan(outs[1], outs[0])
         require(same, f"on {backend}, a run on {others[0]} or {others[1]} changes the next one on {grid}")
+
+
+def _remembered_by_itself(case: PrimitiveCase) -> None:
+    """A group that has run on other grids and numbers gives what one gives that has never run."""
+    grid = case.grid
+    ones = (1,) * (grid.ndim - 1)
+    others = [
+        # As many tokens, but they lie in another way; with and without as many of them in front.
+        Grid(*reversed(grid.sizes), prefix=grid.prefix),
+        Grid(*ones, grid.image_tokens, prefix=grid.prefix),
+        Grid(grid.image_tokens, *ones, prefix=grid.prefix),
+        Grid(*ones, grid.tokens),
+        # Another size; and the very grid, but other numbers.
+        Grid(grid.sizes[0] + 1, *grid.sizes[1:], prefix=grid.prefix),
+        grid,
+    ]
+    fresh, worn = Subject(case), Subject(case)
+    forget()
+    out = fresh.run().out
+    for other in dict.fromkeys(others):
+        before = Subject(dataclasses.replace(case, grid=other, seed=case.seed + 1, masked=not case.masked))
+        before.group = worn.group
+        try:
+            before.run()
+        except AttnkitError:
+            continue
+        forget()
+        found = worn.run().out
+        same = torch.equal(found, out) or _both_nan(found, out)
+        require(same, f"after a run of the same heads on {other}, the one on {grid} is another")
 
 
 def _random(case: PrimitiveCase) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnkit import RandomWindow
+from attnkit import RandomWindow, Window
 from tests.mutants.mutant import Mutant
 
 PLACE = "attnkit.primitives.random_window:RandomWindowHeads.__init__"
@@ -44,6 +44,15 @@ MUTANTS = [
         '("random windows", self.random.seed, self.place',
         '("random windows", self.place',
         SMALL,
+        ("seeds_only",),
+    ),
+    Mutant(
+        "windows_kept_by_their_number",
+        "A group keeps its windows for the next grid with as many tokens.",
+        "attnkit.primitives.window:WindowHeads.plan",
+        "return Plan(layout, bias=self._bias(grid))",
+        "return self.__dict__.setdefault(f'kept {grid.tokens}', Plan(layout, bias=self._bias(grid)))",
+        (Window(2, 2),),
         ("seeds_only",),
     ),
     Mutant(
