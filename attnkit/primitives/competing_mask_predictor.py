@@ -81,6 +81,8 @@ class CompetingMaskPredictor(GuessOptions):
 class CompetingMaskPredictorHeads(GuessHeads):
     """Heads of attention under a mask as the authors' code predicts it."""
 
+    global_prefix: ClassVar[bool] = False
+
     def __init__(self, options: CompetingMaskPredictor, context: BuildContext) -> None:
         super().__init__(options, context)
         self.predicted = options

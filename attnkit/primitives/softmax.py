@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,10 @@ class Plan:
 
 class SoftmaxHeads(HeadGroup, ABC):
     """Heads of softmax attention: the subclass plans which keys are seen, `attend` computes."""
+
+    global_prefix: ClassVar[bool] = True
+    """Whether prefix tokens see everything and are seen by everything, which the laws hold every plan to whose keys are
+    the tokens' own."""
 
     def __init__(self, options: SoftmaxOptions, context: BuildContext) -> None:
         super().__init__()

@@ -172,6 +172,19 @@ def flips_heads_below_float64(self, inputs):
     return HeadOutput(out if out.dtype == torch.float64 else out.flip(1), inputs.grid)
 
 
+def forgets_prefix_tokens_as_keys(self, inputs):
+    prefix, tokens = inputs.grid.prefix, inputs.grid.tokens
+    mask = torch.ones(tokens, tokens, dtype=torch.bool)
+    mask[prefix:, :prefix] = False
+    return Plan(TokenMask(mask))
+
+
+def forgets_prefix_tokens_as_queries(self, inputs):
+    mask = torch.ones(inputs.grid.tokens, inputs.grid.tokens, dtype=torch.bool)
+    mask[: inputs.grid.prefix, inputs.grid.prefix :] = False
+    return Plan(TokenMask(mask))
+
+
 def forgets_which_grid_it_was(self, inputs):
     """Rows of the image, kept for the next grid with as many tokens."""
     grid = inputs.grid
@@ -201,6 +214,8 @@ def forgets_what_it_chose_from(self, inputs):
         (reads_the_values, "plan", {"no_leak"}),
         (adds_something_of_its_own, "forward", {"no_leak", "full_budget"}),
         (drops_the_gradient, "forward", {"full_budget"}),
+        (forgets_prefix_tokens_as_keys, "plan", {"no_leak"}),
+        (forgets_prefix_tokens_as_queries, "plan", {"no_leak"}),
         (forgets_which_grid_it_was, "plan", {"seeds_only"}),
         (forgets_what_it_chose_from, "plan", {"seeds_only"}),
     ],

@@ -11,7 +11,7 @@ from attnkit.primitives import SoftmaxHeads
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.equals_dense import answer
 from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, agree, require
-from attnkit.testing.laws.visibility import require_attention
+from attnkit.testing.laws.visibility import require_attention, require_global_prefix
 from attnkit.testing.oracle import pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import random_tensor
@@ -22,6 +22,7 @@ def primitive(case: PrimitiveCase) -> None:
     subject = Subject(dataclasses.replace(case, dtype="float64"))
     inputs, calls = subject.inputs(), [call for call, _ in subject.calls()]
     require_attention(subject, calls)
+    require_global_prefix(subject, calls)
     if not calls:
         raise NothingToSay(NO_ATTENTION)
     if inputs.v is None:
