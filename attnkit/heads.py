@@ -90,9 +90,10 @@ class HeadMix(nn.Module):
             raise ConfigError(f"HeadMix(layer=...) is the number of a layer, an integer >= 0, but got {shown(layer)}")
         heads = sum(group.heads for group in self.options)
         if head_dim is None and dim % heads:
-            split = " + ".join(str(group.heads) for group in self.options)
+            each = " + ".join(str(group.heads) for group in self.options)
+            split = f"{each} = {heads}" if len(self.options) > 1 else f"{heads}"
             raise ConfigError(
-                f"dim={dim} does not divide into {split} = {heads} heads; choose heads that divide it or give head_dim"
+                f"dim={dim} does not divide into {split} heads; choose heads that divide it or give head_dim"
             )
         # `read_groups` made sure that it is the same for all.
         self.stride, self.scale = self.options[0].output_stride(), self.options[0].output_scale()

@@ -14,11 +14,20 @@ They have fewer parameters and multiply-adds than the paper reports, so its tabl
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
+from attnkit.annotations import mismatches
+from attnkit.arguments import name_mistakes
+from attnkit.errors import ConfigError
 from attnkit.mixes import Mix
 from attnkit.primitives import Conv, PooledGlobal, RandomWindow
 from attnkit_models.backbones import ConvNorm, PyramidConfig, Stage
+
+INTEGERS = tuple[int, ...]
+SPLITS = tuple[tuple[int, int, int], ...]
 
 # Heads of conv, random windows and pooled keys in every stage.
 THIRDS = ((1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8))
@@ -38,6 +47,7 @@ def bigbird(
     stem: ConvNorm | None = None,
     drop_path: float = 0.0,
     img_size: int = 224,
+    **unknown: object,
 ) -> PyramidConfig:
     """A pyramid of Big Bird mixes without any position encoding.
 
@@ -53,7 +63,16 @@ def bigbird(
         stem: the first convolution; 7 x 7 with stride 4 where not given.
         drop_path: drop rate of the last block.
         img_size: side of the images it is made for in pixels.
+        unknown: nothing; names that are none of these are told apart from them in an error.
+
+    Raises:
+        ConfigError: for values of another type, lists of different length, and a stage without heads.
     """
+    given: dict[str, tuple[Any, ...]] = {"dims": dims, "depths": depths, "heads": heads}
+    given |= {"pools": pools, "windows": windows}
+    given = {name: _tuple(value) for name, value in given.items()}
+    _check(given, [str(name) for name in unknown])
+    dims, depths, heads, pools, windows = given.values()
     stages = []
     for at, (dim, depth, split, pool, window) in enumerate(zip(dims, depths, heads, pools, windows, strict=True)):
         random = partial(RandomWindow, window=window, seed=seed, resample=resample)
@@ -68,6 +87,31 @@ def bigbird(
         img_size=img_size,
         eval_draws=eval_draws,
     )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(one) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def _check(given: Mapping[str, tuple[Any, ...]], unknown: list[str]) -> None:
+    """Raises one error about everything in `bigbird`'s arguments that cannot be meant."""
+    options = list(inspect.signature(bigbird).parameters)[:-1]
+    found = name_mistakes(unknown, options, {}, "bigbird")[0]
+    wrong = {name: mismatches(value, SPLITS if name == "heads" else INTEGERS, name) for name, value in given.items()}
+    found += [f"{where}{says}" for one in wrong.values() for where, says in one]
+    if not wrong["dims"]:
+        stages = len(given["dims"])
+        found += [
+            f"{name}={value}: needs one entry for each of the {stages} stages in dims"
+            for name, value in given.items()
+            if not wrong[name] and len(value) != stages
+        ]
+        found += [] if stages else ["dims=(): needs at least one stage"]
+    if not wrong["heads"]:
+        splits = enumerate(given["heads"])
+        found += [f"heads[{at}]={split}: a stage needs at least one head" for at, split in splits if not any(split)]
+    if found:
+        raise ConfigError("; ".join(found))
 
 
 def bigbird_vit_micro() -> PyramidConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -123,9 +125,37 @@ def test_big_bird_s_options_are_set_stage_by_stage(images):
     assert stages[2] == factory.config("bigbird_vit_tiny").stages[2]
 
 
-def test_no_heads_at_all_are_a_mistake():
-    with pytest.raises(ConfigError, match="groups"):
-        bigbird((12,), (1,), ((0, 0, 0),), pools=(1,), windows=(5,))
+GOOD = {"dims": (12, 24), "depths": [1, 1], "heads": [[1, 1, 1], (2, 2, 2)], "pools": (2, 1), "windows": (5, 5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"depths": (1,)}, "depths=(1,): needs one entry for each of the 2 stages in dims"),
+        ({"windows": (5,) * 4}, "windows=(5, 5, 5, 5): needs one entry for each of the 2 stages in dims"),
+        ({"dims": 48}, "dims must be a list of integers, but got 48"),
+        ({"pools": "44"}, "pools must be a list of integers, but got '44'"),
+        ({"depths": (1, "2")}, "depths[1] must be an integer, but got '2'"),
+        ({"heads": (3, 3)}, "heads[0] must be a list of 3 integers, but got 3"),
+        ({"heads": ((1, 1), (2, 2, 2))}, "heads[0] must be a list of 3 integers, but got (1, 1)"),
+        ({"heads": ((1, 1, 1), (0, 0, 0))}, "heads[1]=(0, 0, 0): a stage needs at least one head"),
+        ({"eval_draw": 3}, "unknown option 'eval_draw' for bigbird; did you mean 'eval_draws'? (options: dims, depths"),
+        (dict.fromkeys(GOOD, ()), "dims=(): needs at least one stage"),
+        ({"depths": (1,), "pools": 3}, "pools must be a list of integers, but got 3; depths=(1,): needs one entry for"),
+        ({"heads": ((1, -1, 1), (2, 2, 2))}, "heads=-1): must be >= 1"),
+    ],
+)
+def test_mistakes_in_big_bird_s_lists(changes, says):
+    assert len(bigbird(**GOOD).stages) == 2
+    with pytest.raises(ConfigError) as caught:
+        bigbird(**{**GOOD, **changes})
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_heads_that_do_not_divide_the_width():
+    for groups, says in (([Conv(7)], "into 7 heads; "), ([Conv(3), PooledGlobal(4, 1)], "into 3 + 4 = 7 heads; ")):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            attnkit.HeadMix(48, groups)
 
 
 def test_the_sizes_of_the_lineage():
