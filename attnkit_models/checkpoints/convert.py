@@ -38,6 +38,10 @@ def convert(
 
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder; name the file to write, such as {target / model}.safetensors")
+    if target.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{target} must end in .safetensors, which is what is written, such as {target.stem}.safetensors"
+        )
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} already exists; replace it with --overwrite or choose another name")
     if not target.parent.is_dir():

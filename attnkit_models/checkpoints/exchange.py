@@ -13,7 +13,7 @@ import attnkit
 from attnkit import registry
 from attnkit.errors import CheckpointError, ConfigError, shown
 from attnkit_models.backbones.config import ModelConfig
-from attnkit_models.checkpoints.family import FAMILIES, LAYERS, RELEASED, Family, family_named, layer_named
+from attnkit_models.checkpoints.family import FAMILIES, LAYERS, RELEASED, Family, family_named, layer_named, other_shape
 from attnkit_models.checkpoints.keys import KeyTable, Pair, inward, outward
 from attnkit_models.checkpoints.tables import fitted
 
@@ -88,21 +88,26 @@ def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         ConfigError: for an unknown name.
-        CheckpointError: for a model of another kind.
+        CheckpointError: for a model of another kind, or of other widths or depths than the released model of that name;
+            classes and image sizes may differ.
     """
     layer = layer_named(name) if isinstance(name, str) and name in LAYERS else None
     called = name if layer else family_named(name).name
     config = getattr(model, "config", None)
+    refusal = f"this model cannot be written as a {called!r} of its authors"
+    if not layer and not isinstance(config, ModelConfig):
+        raise CheckpointError(f"{refusal}: it is a {type(model).__name__}, not a model of attnkit_models")
     try:
-        if layer:
-            table = layer.table(model)
-        elif isinstance(config, ModelConfig):
-            table = family_named(name).table(config)
-        else:
-            raise KeyError(type(model).__name__)
+        table = layer.table(model) if layer else family_named(name).table(config)
         pairs = table.pairs(model.state_dict())
-    except (KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"this model cannot be written as a {called!r} of its authors: {error}") from None
+    except KeyError as error:
+        raise CheckpointError(f"{refusal}: {error.args[0]}") from None
+    except (AttributeError, IndexError, AssertionError):
+        what = type(model).__name__ if layer else f"model of kind {config.kind!r}"
+        raise CheckpointError(f"{refusal}: it is a {what} with other parts than theirs") from None
+    differs = "" if layer else other_shape(name, config)
+    if differs:
+        raise CheckpointError(f"this model is no {name!r}: {differs}; write it as the family {called!r}")
     return {key: tensor.clone() for key, tensor in outward(pairs, model.state_dict()).items()}
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnkit.errors import ConfigError, did_you_mean, shown
+from attnkit.registry import RECIPES, recipe
+from attnkit_models.backbones import IsotropicConfig, PyramidConfig
 from attnkit_models.backbones.config import ModelConfig
 from attnkit_models.checkpoints.keys import KeyTable
 
@@ -102,11 +104,31 @@ def family_named(name: str) -> Family:
         ConfigError: if there is none, naming the nearest.
     """
     known = {**FAMILIES, **RELEASED}
+    if isinstance(name, str) and name in RECIPES and name not in known:
+        raise ConfigError(f"attnkit has {name!r}, but there are no official weights of it (models: {', '.join(known)})")
     if not isinstance(name, str) or name not in known:
         raise ConfigError(
             f"unknown official model {shown(name)}{did_you_mean(name, known)} (models: {', '.join(known)})"
         )
     return _load(FAMILIES[RELEASED.get(name, name)])
+
+
+def other_shape(name: str, config: ModelConfig) -> str:
+    """What of a model is not as in the released model of a name: widths or depths, in words; empty where all is."""
+    if name not in RELEASED or name in FAMILIES:
+        return ""
+    for what, found, right in zip(("widths", "depths"), _sizes(config), _sizes(recipe(name)()), strict=True):
+        if found != right:
+            return f"its {what} are {list(found)}, but those of {name!r} are {list(right)}"
+    return ""
+
+
+def _sizes(config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths and depths of the stages; an isotropic model is one stage."""
+    if isinstance(config, IsotropicConfig):
+        return (config.dim,), (config.depth,)
+    assert isinstance(config, PyramidConfig)
+    return tuple(stage.dim for stage in config.stages), tuple(stage.depth for stage in config.stages)
 
 
 def layer_named(name: str) -> Layer:

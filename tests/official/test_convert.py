@@ -60,7 +60,8 @@ def test_a_released_model(tmp_path, capsys):
         ({"SRC": "nowhere.pth"}, "checkpoint nowhere.pth cannot be read: No such file or directory"),
         ({"DST": "."}, ". is a folder; name the file to write, such as qna_vit_tiny.safetensors"),
         ({"DST": "no/b.safetensors"}, "there is no folder no to write b.safetensors to; make it first"),
-        ({"DST": "theirs.pth"}, "theirs.pth already exists; replace it with --overwrite"),
+        ({"DST": "there.safetensors"}, "there.safetensors already exists; replace it with --overwrite"),
+        ({"DST": "out.pth"}, "out.pth must end in .safetensors, which is what is written, such as out.safetensors"),
         ({"--hparams": "no.yaml"}, "--hparams no.yaml cannot be read: [Errno 2] No such file"),
         ({"--hparams": "list.yaml"}, "--hparams list.yaml must hold names and values, such as num_classes: 1000"),
         ({}, "the state dict for 'qna_vit_tiny' does not fit"),
@@ -70,6 +71,7 @@ def test_a_released_model(tmp_path, capsys):
 )
 def test_mistakes_are_one_line(micro, tmp_path, monkeypatch, capsys, changes, says):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.safetensors").touch()
     (tmp_path / "list.yaml").write_text("[1, 2]", encoding="utf-8")
     given = {"SRC": "theirs.pth", "DST": "b.safetensors", "--model": "qna_vit_tiny", **changes}
     source, target = given.pop("SRC"), given.pop("DST")

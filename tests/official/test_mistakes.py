@@ -108,6 +108,43 @@ def test_models_of_another_kind_cannot_be_written():
 
 
 @pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("biformer_small", "biformer_tiny", "its depths are [2, 2, 8, 2], but those of 'biformer_small' are [4, 4, 18"),
+        ("biformer_base", "biformer_small", "its widths are [64, 128, 256, 512], but those of 'biformer_base' are [96"),
+        (
+            "sparsifiner_deit_base",
+            "sparsifiner_deit_tiny",
+            "its widths are [192], but those of 'sparsifiner_deit_base'",
+        ),
+        ("qna_vit_small", "qna_vit_tiny", "but those of 'qna_vit_small' are"),
+        ("biformer_tiny", "vit_micro", "cannot be written as a 'biformer' of its authors: it is of kind 'isotropic'"),
+        ("sparsifiner_deit_tiny", "biformer_micro", "as a 'sparsifiner' of its authors: "),
+        ("biformer_tiny", "bigbird_vit_micro", "cannot be written as a 'biformer' of its authors: "),
+    ],
+)
+def test_a_model_of_another_shape_is_not_written_as_a_released_one(name, make, says):
+    with torch.device("meta"):
+        model = attnkit.build(make)
+    with pytest.raises(CheckpointError) as caught:
+        export_official(name, model)
+    assert says in str(caught.value) and '"' not in str(caught.value)
+
+
+def test_other_classes_and_image_sizes_are_written():
+    state = export_official("biformer_tiny", attnkit.build("biformer_tiny", num_classes=5, img_size=64))
+    assert state["head.weight"].shape == (5, 512)
+
+
+@pytest.mark.parametrize("name", ["vit_small", "bigbird_vit_tiny", "biformer_micro"])
+def test_models_without_official_weights(state, name):
+    with pytest.raises(ConfigError, match=f"^attnkit has '{name}', but there are no official weights of it"):
+        import_official(name, state)
+    with pytest.raises(ConfigError, match="there are no official weights of it"):
+        export_official(name, attnkit.build("biformer_micro"))
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         (lambda one: one.to("meta"), "1 is sparse or without values (norm.bias)"),
