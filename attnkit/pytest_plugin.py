@@ -5,6 +5,7 @@ Loaded in every pytest run where attnkit is installed, so it imports nothing bef
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="hold a primitive to the laws: a registered name, its options as JSON, or 'all'; may be given repeatedly",
     )
     group.addoption(
-        "--attnkit-laws-examples", type=int, default=50, metavar="N", help="cases per law and primitive (default: 50)"
+        "--attnkit-laws-examples",
+        type=_count,
+        default=50,
+        metavar="N",
+        help="cases per law and primitive, >= 1 (default: 50)",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a number of cases, an integer >= 1, but got {text!r}")
+    return int(text)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,7 +59,9 @@ def _items(session: pytest.Session, asked: str) -> Iterator[pytest.Item]:
                     yield LawItem.from_parent(
                         session, name=f"attnkit_laws[{label}-{law.name}]", primitive=one, law=law.name
                     )
-    except (AttnkitError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
+        raise pytest.UsageError(f"--attnkit-laws {asked}: begins like options as JSON, but is none: {error}") from None
+    except AttnkitError as error:
         raise pytest.UsageError(f"--attnkit-laws {asked}: {error}") from None
 
 

@@ -104,7 +104,7 @@ def distilled(model: IsotropicModel, images: Tensor) -> tuple[Tensor, Tensor, Te
         images: (B, in_chans, H, W).
 
     Returns:
-        (B, classes), (B, image tokens, C), and bool (B, image tokens) or None for all.
+        (B, classes), (B, image tokens, C), and bool (B, image tokens), or None for a model without `keep_tokens`.
     """
     if model.config.global_pool != "token":
         raise ConfigError("distillation compares logits of class tokens: build the model with global_pool='token'")

@@ -174,14 +174,18 @@ class IsotropicModel(VisionModel[IsotropicConfig]):
             x: images (B, in_chans, H, W).
 
         Returns:
-            Tokens (B, N, C) behind the final norm, and bool (B, N) or None for all.
+            Tokens (B, N, C) behind the final norm, and bool (B, N), also where an image is so small that nothing is
+            dropped; None for models without `keep_tokens`.
         """
         self.check_images(x)
         last: Tokens | None = None
         for last in self.steps(x):  # noqa: B007 - only the last step is kept alive
             pass
         assert last is not None
-        return self.finish(last.whole(), last.grid), last.left()
+        features, left = self.finish(last.whole(), last.grid), last.left()
+        if left is None and self.config.keep_tokens:
+            left = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return features, left
 
     def normed(self, tokens: Tensor, grid: Grid) -> Tensor:
         return self.norm(tokens)

@@ -93,7 +93,7 @@ def export_official(name: str, model: nn.Module) -> dict[str, Tensor]:
     """
     layer = layer_named(name) if isinstance(name, str) and name in LAYERS else None
     called = name if layer else family_named(name).name
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     refusal = f"this model cannot be written as a {called!r} of its authors"
     if not layer and not isinstance(config, ModelConfig):
         raise CheckpointError(f"{refusal}: it is a {type(model).__name__}, not a model of attnkit_models")

@@ -63,6 +63,21 @@ def test_an_unknown_primitive_is_one_sentence(tmp_path):
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize("count", ["0", "-3", "many", "1.5"])
+def test_a_number_of_examples_that_cannot_be_is_a_usage_error(tmp_path, count):
+    found = run(tmp_path, "--attnkit-laws", "window", f"--attnkit-laws-examples={count}")
+    assert found.returncode == 4
+    says = f"error: argument --attnkit-laws-examples: a number of cases, an integer >= 1, but got '{count}'"
+    assert says in found.stderr and "Traceback" not in found.stderr
+
+
+def test_json_that_is_none_says_so(tmp_path):
+    found = run(tmp_path, "--attnkit-laws", '{"kind": "window", ')
+    assert found.returncode == 4
+    assert "begins like options as JSON, but is none: Expecting property name" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_nothing_is_imported_before_it_is_asked_for(tmp_path):
     (tmp_path / "test_light.py").write_text("import sys\ndef test():\n    assert 'torch' not in sys.modules\n")
     found = run(tmp_path)

@@ -90,6 +90,17 @@ def test_a_token_that_is_gone_does_not_matter():
     assert (features[left] - model.norm.bias).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_what_is_told_about_tokens_is_of_one_type_at_every_image_size(train):
+    model = made().train(train)
+    for size in ((4, 4), (8, 4), (32, 32)):
+        features, left = model.forward_tokens(images(*size))
+        assert left.dtype == torch.bool and left.shape == features.shape[:2]
+        assert left[:, 0].all() and left.all() == (size == (4, 4))
+    assert made(keep_tokens=(1.0,) * 4).train(train).forward_tokens(images())[1].all()
+    assert made(keep_tokens=()).train(train).forward_tokens(images())[1] is None
+
+
 def test_mixes_that_need_all_tokens_are_masked():
     """The same in evaluation as in training."""
     for mix in (Mix((Conv(1), Dense(2))), Mix((CompetingMaskPredictor(3, 64, 0.25, prefix=1),))):
