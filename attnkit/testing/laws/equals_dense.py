@@ -58,7 +58,8 @@ def _rounded(subject: Subject, calls: list[AttendCall]) -> None:
     step = 16 * torch.finfo(found.dtype).eps * max([1.0, *map(_logits, calls)])
     allowed = step * max(terms, largest([right]))
     _near(found, right, allowed, f"in {subject.case.dtype} the output")
-    allowed = step * max(terms, largest([right]), largest(right_gradients))
+    # Gradients pass two products more, each a sum over a head's width or over the keys.
+    allowed = 4 * step * max(terms, largest([right]), largest(right_gradients))
     for one, other, name in zip(gradients, right_gradients, names, strict=True):
         _near(one, other, allowed, f"in {subject.case.dtype} the gradient of {name}")
 
