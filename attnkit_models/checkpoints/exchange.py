@@ -38,6 +38,9 @@ def import_official(
     part in the softmax (`biformer_stl_nchw`), and a class token that competes for a place among the keys (Sparsifiner).
     The weights of one fit the other: `attnkit.build(name).load_state_dict(import_official(name, ...).state_dict())`.
 
+    Weights become the model's float32. From float16 and bfloat16 that is exact, so that `export_official` gives back
+    the numbers of any such state dict, in float32; float64 is rounded.
+
     Args:
         name: a released model, such as `"biformer_tiny"`; or a family, such as `"biformer"`.
         state_dict: the authors' names to tensors, or a checkpoint that holds them under `"model"`, `"state_dict"` or
@@ -124,7 +127,7 @@ def import_official_layer(
         upstream_class: the name of the authors' class, such as `"BiLevelRoutingAttention"`.
         state_dict: the module's state dict.
         hparams: the arguments of the authors' constructor.
-        resize_tables: as for `import_official`.
+        resize_tables: as for `import_official`, as is what becomes of other dtypes than float32.
 
     Returns:
         A module in evaluation mode whose inputs and outputs lie as the authors' do.

@@ -38,6 +38,21 @@ def test_names_and_back(name, released_state):
     assert all(torch.equal(again[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["biformer_tiny", "qna_vit_tiny", "sparsifiner_deit_tiny"])
+def test_half_precision_comes_back_as_the_same_numbers_in_float32(name, dtype, released_state):
+    shapes = {key: tuple(one.shape) for key, one in export_official(name, attnkit.build(name)).items()}
+    whole = released_state(shapes)
+    state = {key: one.to(dtype) if one.is_floating_point() else one for key, one in whole.items()}
+    model = import_official(name, state)
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
+    again = export_official(name, model)
+    for key, one in state.items():
+        assert again[key].dtype == whole[key].dtype, key
+        assert torch.equal(again[key], one.to(whole[key].dtype)), key
+    assert any(not torch.equal(again[key], one) for key, one in whole.items())
+
+
 def test_every_released_model_is_counted():
     assert set(COUNTS) == set(RELEASED)
 
