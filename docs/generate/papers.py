@@ -81,20 +81,23 @@ def macs(name: str, size: int = PIXELS) -> int:
 
 
 def key_counts(name: str) -> list[tuple[int, str, str, int, float, int]]:
-    """Stage by stage: blocks, map, kind of heads, queries, keys that a query sees on average, and keys there are."""
+    """Stage by stage: blocks, map, kind of heads, queries, keys that a query sees on average, and keys there are.
+
+    Queries are those of the image; a class token's own is not among them.
+    """
     model, found = shallow(name), []
     with unmarked(model):
         passed = visits(model, example_inputs(model, PIXELS))
     for visit in passed:
         assert visit.inputs is not None and visit.output is not None
         options, grid = getattr(visit.module, "options", None), visit.inputs.grid
-        queries, keys, everything = visit.output.grid.tokens, 0.0, grid.tokens
+        queries, keys, everything = visit.output.grid.tokens - visit.output.grid.prefix, 0.0, grid.tokens
         if isinstance(options, (Conv, LearnedQuery)):
             keys = options.kernel**2
         else:
             layout = visit.choices[0].call.layout
             everything = layout.num_keys
-            keys = float(layout.visible().double().mean())
+            keys = float(layout.visible()[..., grid.prefix :].double().mean())
         sizes = " x ".join(map(str, grid.sizes))
         found.append((times(name, visit.path), sizes, visit.kind, queries, keys, everything))
     return found
@@ -258,9 +261,10 @@ def page() -> str:
         parts += [f"## {title}", f"Sources: {figures()['sources'][family]}.", totals_table(family)]
         names = [name for name in figures()["keys"] if name.startswith(family)]
         parts += [keys_table(names)]
+        by_source: dict[str, list[str]] = {}
         for name in names:
-            if figures()["keys"][name]["source"]:
-                parts.append(f"Theirs for `{name}`: {figures()['keys'][name]['source']}.")
+            by_source.setdefault(figures()["keys"][name]["source"], []).append(f"`{name}`")
+        parts += [f"Theirs for {', '.join(some)}: {source}." for source, some in by_source.items() if source]
         if family == "sparsifiner":
             parts += [
                 "### Attention maps",
