@@ -1,7 +1,8 @@
 """Recipes on every backend, compiled, exported, and at the usual image sizes.
 
 With ATTNKIT_RECIPES=all (`make recipes`) these are all registered recipes: whole at the sizes, and with one block a
-stage for the rest, since the blocks of a stage run the same code. By default they are the micro models on the backends,
+stage for the rest, since the blocks of a stage run the same code. They are compiled by `aot_eager`, which traces as far
+as a compiler would and makes no machine code. By default they are the micro models on the backends,
 and one recipe of every kind at the sizes; `test_compiled.py` compiles and exports the micro models.
 """
 
@@ -92,7 +93,7 @@ if ALL:
         assert found
 
     def test_it_compiles_without_a_graph_break(few_blocks, own_size):
-        compiled = torch.compile(few_blocks, fullgraph=True, backend="eager")
+        compiled = torch.compile(few_blocks, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             torch.testing.assert_close(compiled(own_size), few_blocks(own_size))
 
