@@ -89,6 +89,16 @@ def config(name_or_config: str | Mapping[str, Any] | Options) -> Options:
 def override(options: Options, changes: Mapping[str, Any]) -> Options:
     """Options with changes applied by path, such as `{"stages[2].mix.groups[1].window": 64}`.
 
+    All changes are made before anything is checked, since some options only fit together.
+
+    Args:
+        options: any options, such as a recipe's configuration; they stay as they are.
+        changes: paths to values. A path is field names with dots between them and `[2]` behind a list, or `[*]` for
+            all of its entries; a value is one of the field's type, or plain data that reads as one.
+
+    Returns:
+        New options of the same class, or `options` where nothing changes.
+
     Raises:
         ConfigError: with every path that leads nowhere or value that does not fit.
     """

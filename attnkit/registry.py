@@ -215,12 +215,32 @@ def recipe(name: str) -> Callable[[], Options]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all recipes that match a shell-style pattern, sorted: `list_models("biformer*")`."""
+    """Names of all recipes, for `attnkit.build`.
+
+    Args:
+        pattern: shell-style, such as `"biformer*"`, `"*_micro"`.
+
+    Returns:
+        The names that match, sorted; an empty list where none does.
+
+    Raises:
+        ConfigError: if the pattern is no string.
+    """
     return _matching(RECIPES, pattern)
 
 
 def list_primitives(pattern: str = "*") -> list[str]:
-    """Names of all primitives that match a shell-style pattern, third parties' included, sorted."""
+    """Names of all primitives, for `{"kind": name}`: attnkit's own, registered ones, and those of installed packages.
+
+    Args:
+        pattern: shell-style, such as `"*region"`.
+
+    Returns:
+        The names that match, sorted; an empty list where none does.
+
+    Raises:
+        ConfigError: if the pattern is no string.
+    """
     return _matching({**PRIMITIVES, **_registered, **_plugins()}, pattern)
 
 

@@ -37,6 +37,9 @@ def attention_reconstruction(
             give a weight of 0.05.
         weight: factor.
 
+    Returns:
+        The loss, a tensor of shape ().
+
     Raises:
         ShapeError: for other numbers of layers, or maps that do not fit.
     """
@@ -73,7 +76,14 @@ def distillation(
         teacher_tokens: (B, image tokens, C).
         labels: shares of the classes (B, classes), or numbers of classes (B,).
         left: bool (B, image tokens), which tokens are left where some have been pruned, or None for all.
-        weights: factors of the terms, 1.0, 0.5 and 0.5 where not given; a term of weight 0 is left out.
+        weights: factors of `labels`, `logits` and `tokens`, 1.0, 0.5 and 0.5 where not given; a term of weight 0 is
+            left out.
+
+    Returns:
+        The terms by name, each a tensor of shape () times its weight.
+
+    Raises:
+        ConfigError: for weights of a term that there is not.
     """
     factors = {"labels": LABELS, "logits": LOGITS, "tokens": TOKENS}
     unknown = sorted(set(weights or ()) - set(factors))
@@ -105,6 +115,9 @@ def distilled(model: IsotropicModel, images: Tensor) -> tuple[Tensor, Tensor, Te
 
     Returns:
         (B, classes), (B, image tokens, C), and bool (B, image tokens), or None for a model without `keep_tokens`.
+
+    Raises:
+        ConfigError: for a model whose logits are not those of a class token.
     """
     if model.config.global_pool != "token":
         raise ConfigError("distillation compares logits of class tokens: build the model with global_pool='token'")
@@ -150,7 +163,11 @@ def watching(model: nn.Module) -> Iterator[Watch]:
     ```
 
     Args:
-        model: a model; each pass inside the block adds to what has been seen.
+        model: a model; each pass inside the block adds to what has been seen. Layers other than softmax heads are not
+            seen.
+
+    Returns:
+        A context manager that gives a `Watch`, with `guesses` and `maps()`; both are there after the block too.
     """
     watch = Watch()
 

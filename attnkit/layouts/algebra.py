@@ -24,6 +24,13 @@ def union(first: Layout, second: Layout) -> Layout:
     so unions are formed here, on the plan. Blocks over one order and token sets keep their kind; the rest becomes a
     token mask.
 
+    Args:
+        first: a layout over Nq queries and Nk keys, for B items or 1 and H heads or 1.
+        second: one over the same queries and keys; where one has 1 item or head, it counts for all of the other.
+
+    Returns:
+        A layout over the same queries and keys.
+
     Raises:
         LayoutError: if the layouts have other numbers of queries, keys, items or heads.
     """
@@ -50,6 +57,13 @@ def intersect(first: Layout, second: Layout) -> Layout:
 
     Blocks over one order keep their kind; the rest becomes a token mask.
 
+    Args:
+        first: a layout over Nq queries and Nk keys, for B items or 1 and H heads or 1.
+        second: one over the same queries and keys; where one has 1 item or head, it counts for all of the other.
+
+    Returns:
+        A layout over the same queries and keys; queries may be left that see nothing.
+
     Raises:
         LayoutError: if the layouts have other numbers of queries, keys, items or heads.
     """
@@ -75,6 +89,12 @@ def restrict(layout: Layout, keys: Tensor | None = None, queries: Tensor | None 
         layout: any layout.
         keys: bool (Nk,), (B, Nk) or (B or 1, heads or 1, Nk), or None.
         queries: bool (Nq,), (B, Nq) or (B or 1, heads or 1, Nq), or None; gives a token mask.
+
+    Returns:
+        A layout over the same queries and keys.
+
+    Raises:
+        LayoutError: if a mask is not of bools, or not of the layout's keys, queries, items or heads.
     """
     _check_layouts("restrict", layout)
     if keys is not None:
@@ -93,12 +113,20 @@ def restrict(layout: Layout, keys: Tensor | None = None, queries: Tensor | None 
 
 
 def concat_heads(parts: Sequence[tuple[Layout, int]]) -> Layout:
-    """One layout for several groups of heads: `parts` are (layout, number of heads) in order.
+    """One layout for several groups of heads, whose mask is theirs, one behind the other.
 
     Blocks over one order keep their kind; the rest becomes a token mask.
 
+    Args:
+        parts: (layout, number of heads >= 1) of each group, in the order of the heads. All layouts have the same
+            queries and keys; one has as many heads as its number says, or 1 that counts for all of them.
+
+    Returns:
+        A layout for the sum of the heads; a single part's own layout as it is.
+
     Raises:
-        LayoutError: for no parts, other numbers of queries or keys, or a layout that varies over other heads.
+        LayoutError: for no parts, no layout or number in one, other numbers of queries, keys or items, or a layout that
+            varies over other heads.
     """
     paired = isinstance(parts, Sequence) and all(isinstance(one, (tuple, list)) and len(one) == 2 for one in parts)
     if not paired or not parts:
