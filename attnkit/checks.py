@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnkit.arguments import is_count, name_mistakes
-from attnkit.errors import ConfigError, ShapeError, shown
+from attnkit.errors import ConfigError, PrimitiveError, ShapeError, shown
 from attnkit.grid import Grid
 from attnkit.kernels.precision import autocasting
 from attnkit.primitives.base import Columns, HeadGroup, HeadOutput, PrimitiveOptions, label_of, what
@@ -132,10 +132,10 @@ def check_tokens(
 
 
 def check_columns(options: PrimitiveOptions, columns: Columns) -> Columns:
-    """Returns what a primitive's `columns` gave, or raises `ConfigError` if heads cannot be made of it."""
+    """Returns what a primitive's `columns` gave, or raises `PrimitiveError` if heads cannot be made of it."""
     widths = (columns.q, columns.k, columns.v) if isinstance(columns, Columns) else ()
     if not widths or not all(isinstance(one, int) and one >= 0 and one % options.heads == 0 for one in widths):
-        raise ConfigError(
+        raise PrimitiveError(
             f"{label_of(options)}: columns() must return Columns of numbers >= 0 that divide into "
             f"{options.heads} heads, but returned {columns!r}"
         )
@@ -143,9 +143,9 @@ def check_columns(options: PrimitiveOptions, columns: Columns) -> Columns:
 
 
 def check_group(options: PrimitiveOptions, group: HeadGroup) -> HeadGroup:
-    """Returns what a primitive's `build` gave, or raises `ConfigError` if it is no head group."""
+    """Returns what a primitive's `build` gave, or raises `PrimitiveError` if it is no head group."""
     if not isinstance(group, HeadGroup):
-        raise ConfigError(f"{label_of(options)}: build() must return a HeadGroup, but returned {what(group)}")
+        raise PrimitiveError(f"{label_of(options)}: build() must return a HeadGroup, but returned {what(group)}")
     return group
 
 
@@ -159,23 +159,22 @@ def check_output(options: PrimitiveOptions, output: HeadOutput, shape: tuple[int
         grid: what its grid must be.
 
     Raises:
-        ConfigError: for anything but a `HeadOutput`.
-        ShapeError: for another shape or grid.
+        PrimitiveError: for anything but a `HeadOutput` of that shape and grid.
     """
     if not isinstance(output, HeadOutput):
-        raise ConfigError(f"{label_of(options)}: forward() must return a HeadOutput, but returned {what(output)}")
+        raise PrimitiveError(f"{label_of(options)}: forward() must return a HeadOutput, but returned {what(output)}")
     if not isinstance(output.out, Tensor):
-        raise ConfigError(
+        raise PrimitiveError(
             f"{label_of(options)}: forward() must return HeadOutput(out, grid), but out is {what(output.out)}"
         )
     # Part by part: compilers cannot compare grids whose sizes they do not know.
     if (*output.grid.sizes, output.grid.prefix) != (*grid.sizes, grid.prefix):
-        raise ShapeError(
+        raise PrimitiveError(
             f"{label_of(options)}: forward() returned the grid {output.grid}, "
             f"but output_stride() and output_scale() promise {grid}"
         )
     if output.out.shape != shape:
-        raise ShapeError(
+        raise PrimitiveError(
             f"{label_of(options)}: forward() must return (B, heads, N', D) = {shape}, "
             f"but returned {tuple(output.out.shape)}"
         )

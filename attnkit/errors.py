@@ -20,6 +20,10 @@ class ShapeError(AttnkitError):
     """A tensor, grid or image whose shape, dtype or device does not fit."""
 
 
+class PrimitiveError(ConfigError, ShapeError):
+    """A primitive's own mistake: a plan, an output or columns that are not what the interface asks for."""
+
+
 class LayoutError(AttnkitError):
     """A layout that cannot be built, combined or lowered as asked."""
 

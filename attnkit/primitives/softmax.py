@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from attnkit.errors import ConfigError, ShapeError
+from attnkit.errors import ConfigError, PrimitiveError
 from attnkit.kernels import attend
 from attnkit.kernels.call import PairValues
 from attnkit.kernels.precision import widened, without_autocast
@@ -99,19 +99,19 @@ class SoftmaxHeads(HeadGroup, ABC):
     def forward(self, inputs: HeadInputs) -> HeadOutput:
         plan, label = self.plan(inputs), label_of(self.options)
         if not isinstance(plan, Plan):
-            raise ConfigError(f"{label}: plan() must return a Plan, but returned {what(plan)}")
+            raise PrimitiveError(f"{label}: plan() must return a Plan, but returned {what(plan)}")
         if not isinstance(plan.layout, Layout):
-            raise ConfigError(
+            raise PrimitiveError(
                 f"{label}: plan() must return the Plan of a layout, but its layout is {what(plan.layout)}"
             )
         q, (k, v) = inputs.q, plan.keys or (inputs.k, inputs.v)
         if q is None or k is None or v is None:
-            raise ConfigError(
+            raise PrimitiveError(
                 f"{label}: softmax needs q, k and v, from columns() or k and v as Plan(layout, keys=(k, v))"
             )
         layout = plan.layout
         if (layout.num_queries, layout.num_keys) != (q.shape[2], k.shape[2]):
-            raise ShapeError(
+            raise PrimitiveError(
                 f"{label}: plan() returned a {layout.kind} layout for {layout.num_queries} queries and "
                 f"{layout.num_keys} keys, but there are {q.shape[2]} and {k.shape[2]}"
             )

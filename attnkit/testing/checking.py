@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from attnkit.errors import AttnkitError, BackendError, ConfigError, did_you_mean, load_extra, shown
+from attnkit.errors import AttnkitError, BackendError, ConfigError, PrimitiveError, did_you_mean, load_extra, shown
 from attnkit.options import Options
 from attnkit.primitives import PrimitiveOptions
 from attnkit.registry import primitive_class
@@ -19,6 +19,8 @@ from attnkit.testing.layouts import KINDS
 
 # A primitive may refuse grids that it cannot serve, but not nearly all of them.
 FEWEST = 0.1
+# Nor all grids with prefix tokens, or all without; so many refusals are no chance.
+ONE_SIDED = 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def check_primitive(
     """Holds a primitive to the laws of attention; needs Hypothesis.
 
     Each law is tried on random grids, prefix tokens, batch sizes, head widths, dtypes, memory layouts and masks. A
-    case that the primitive refuses with an error of `attnkit.errors` does not count, as long as most are not refused.
+    case that the primitive refuses with an error of `attnkit.errors` does not count, as long as not nearly all are
+    refused, nor all with prefix tokens or all without. A `PrimitiveError` is no refusal but a mistake.
     A law may have nothing to say: those about attention where there is none, those about promises where none is made.
     Such cases are counted apart, with the reason.
 
@@ -202,6 +205,8 @@ def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrin
 
     counts = _Counts()
     refusals: list[str] = []
+    # Counted apart with prefix tokens and without: neither kind of grid may be refused altogether.
+    taken_with, refused_with = Counter[bool](), Counter[bool]()
     broken: list[tuple[PrimitiveCase | AttentionCase, Exception]] = []
 
     @hypothesis.seed(seed)
@@ -218,16 +223,18 @@ def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrin
     def attempt(case: PrimitiveCase | AttentionCase) -> None:
         try:
             reason = law.check(case)
-        except Breach as error:
+        except (Breach, PrimitiveError) as error:
             broken.append((case, error))
             raise
         except AttnkitError as error:
             counts.refused += 1
+            refused_with[case.grid.prefix > 0] += isinstance(case, PrimitiveCase)
             refusals.append(f"{case!r}: {error}")
             hypothesis.reject()
         except Exception as error:
             broken.append((case, error))
             raise
+        taken_with[case.grid.prefix > 0] += 1
         if reason is None:
             counts.tried += 1
         else:
@@ -252,6 +259,14 @@ def _try(subject: str, law: Law, cases: Any, max_examples: int, seed: int, shrin
             law.name,
             None,
         )
+    for prefix, times in refused_with.items():
+        if times >= ONE_SIDED and not taken_with[prefix]:
+            raise LawBroken(
+                f"law {law.number} ({law.name}) could not be tried on {subject} "
+                f"{'with' if prefix else 'without'} prefix tokens: all {times} cases were refused",
+                law.name,
+                None,
+            )
     return counts
 
 

@@ -15,7 +15,16 @@ from attnkit.errors import AttnkitError, MissingExtraError, did_you_mean, listin
 
 @pytest.mark.parametrize(
     "name",
-    ["ConfigError", "ShapeError", "LayoutError", "BackendError", "DataError", "CheckpointError", "MissingExtraError"],
+    [
+        "ConfigError",
+        "ShapeError",
+        "PrimitiveError",
+        "LayoutError",
+        "BackendError",
+        "DataError",
+        "CheckpointError",
+        "MissingExtraError",
+    ],
 )
 def test_one_family(name):
     kind = getattr(errors, name)

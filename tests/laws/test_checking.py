@@ -297,6 +297,26 @@ def test_one_that_refuses_some_grids_passes_on_the_others():
     assert checked.refused["equals_dense"] > 0 and "refused" in str(checked)
 
 
+def test_a_plan_of_the_wrong_size_is_no_refusal():
+    def plan(self, inputs):
+        return Plan(DenseLayout(inputs.grid.image_tokens))
+
+    with pytest.raises(LawBroken, match=r"seen: +PrimitiveError: .* plan\(\) returned a dense layout for") as caught:
+        check_primitive(wrong(plan), laws=["no_leak"], max_examples=20)
+    assert caught.value.case.grid.prefix and caught.value.crashed
+
+
+@pytest.mark.parametrize(("refused", "told"), [(True, "with"), (False, "without")])
+def test_grids_with_or_without_prefix_tokens_cannot_all_be_refused(refused, told):
+    def plan(self, inputs):
+        if bool(inputs.grid.prefix) == refused:
+            raise ShapeError("not on this grid")
+        return Plan(DenseLayout(inputs.grid.tokens))
+
+    with pytest.raises(LawBroken, match=rf"{told} prefix tokens: all \d+ cases were refused"):
+        check_primitive(wrong(plan), laws=["no_leak"], max_examples=40)
+
+
 def test_the_random_state_is_left_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
