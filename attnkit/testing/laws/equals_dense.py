@@ -14,6 +14,7 @@ from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.layouts import RelativeTable
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 from attnkit.testing.laws.law import Law, agree, agree_all, largest, require, within
+from attnkit.testing.laws.sizes import largest_logit, logit_steps, pull, reach
 from attnkit.testing.oracle import dense_attention, expected, pair_values
 from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
@@ -55,7 +56,7 @@ def _rounded(subject: Subject, calls: list[AttendCall]) -> None:
     require(found.dtype == subject.leaves["x"].dtype, f"the output is {found.dtype}, but x is {subject.case.dtype}")
     # Products of numbers as large as these are added up, and the logits' own rounding moves the weights.
     terms = largest([*wide.leaves.values(), *wide.group.parameters()])
-    step = 16 * torch.finfo(found.dtype).eps * max([1.0, *map(_logits, calls)])
+    step = 16 * torch.finfo(found.dtype).eps * max([1.0, *map(logit_steps, calls)])
     allowed = step * max(terms, largest([right]))
     _near(found, right, allowed, f"in {subject.case.dtype} the output")
     # Gradients pass two products more, each a sum over a head's width or over the keys.
@@ -70,14 +71,6 @@ def _near(found: Tensor, right: Tensor, allowed: float, what: str) -> None:
         require(error <= allowed, f"{what} is off by {error:.3g}, allowed are {allowed:.3g}")
 
 
-def _logits(call: AttendCall) -> float:
-    """Size of the largest logit, in rounding steps of the values' dtype."""
-    if not (call.q.numel() and call.k.numel()):
-        return 0.0
-    logits = abs(call.scale) * (call.q.detach().abs().double() @ call.k.detach().abs().double().mT)
-    return float(logits.max()) * torch.finfo(call.compute_dtype).eps / torch.finfo(call.v.dtype).eps
-
-
 def oracle(call: AttendCall) -> AttendResult:
     """The answer of dense attention in float64."""
     out, lse = expected(call)
@@ -89,22 +82,12 @@ def _call(call: AttendCall, result: AttendResult) -> None:
     bias, gain = pair_values(call.bias), pair_values(call.gain)
     plain = naive_attention(call.q, call.k, call.v, call.layout.to_mask(), call.scale, bias, gain)
     # Logits are rounded by their own size, in the dtype that they are computed in, and the weights with them.
-    scale = _reach(call) * max(1.0, _logits(call))
+    scale = reach(call) * logit_steps(call)
     within(
         lambda: assert_within_budget(
             result.out.detach(), exact.detach(), plain.detach(), multiple=4.0, scale=scale, what="attention"
         )
     )
-
-
-def _reach(call: AttendCall) -> float:
-    """Size of the values that any query sees, and of their gains: what an output is added up from."""
-    seen = call.layout.to_mask(call.v.device).any(-2)[..., None]
-    gain = pair_values(call.gain)
-    sizes = [
-        float(one.detach().abs().max()) for one in (call.v.where(seen, 0.0), gain) if one is not None and one.numel()
-    ]
-    return sizes[0] * max(1.0, *sizes[1:], 1.0) if sizes and call.v.numel() else 0.0
 
 
 def _defined(subject: Subject) -> Tensor | None:
@@ -211,10 +194,10 @@ def attention(case: AttentionCase) -> None:
     else:
         plain, plain_gradients, _ = run(None, "naive")
         call = case.call()
-        narrow = {"the output": _reach(call) * max(1.0, _logits(call)), "lse": max(1.0, _size_of_logits(call))}
+        narrow = {"the output": reach(call) * logit_steps(call), "lse": max(1.0, largest_logit(call))}
         terms = [*right, *right_gradients, *(one for one in tensors(case.call()) if one is not None)]
         scale = max((float(one.abs().max()) for one in terms if one.numel()), default=0.0)
-        scales = {f"the gradient of {name}": max(scale, _pull(case.call())) for name in ("q", "k", "bias")}
+        scales = {f"the gradient of {name}": max(scale, pull(case.call())) for name in ("q", "k", "bias")}
         for one, other, naive, name in zip(
             [*outputs, *gradients],
             [*right, *right_gradients],
@@ -233,23 +216,6 @@ def attention(case: AttentionCase) -> None:
                     one, other.double(), naive, multiple=multiple, scale=size, what=name
                 )
             )
-
-
-def _size_of_logits(call: AttendCall) -> float:
-    if not (call.q.numel() and call.k.numel()):
-        return 0.0
-    logits = abs(call.scale) * (call.q.detach().abs().double() @ call.k.detach().abs().double().mT)
-    bias = pair_values(call.bias)
-    finite = torch.zeros(()) if bias is None else bias.detach().where(bias.isfinite(), 0.0)
-    return float(logits.max()) + (float(finite.abs().max()) if finite.numel() else 0.0)
-
-
-def _pull(call: AttendCall) -> float:
-    """Size of what the gradients of logits, queries and keys are added up from: with one key, all of it cancels."""
-    if not call.v.numel() or not call.q.numel():
-        return 0.0
-    reached = float(call.v.double().norm(dim=-1).max())
-    return reached * max(1.0, abs(call.scale) * max(float(call.q.abs().max()), float(call.k.abs().max())))
 
 
 def _default_scale(case: AttentionCase) -> None:

@@ -51,7 +51,10 @@ def require_global_prefix(subject: Subject, calls: list[AttendCall]) -> None:
         out = (sees[:, :, :prefix] == kept[:, :, None]) | ~kept[..., :prefix, None]
         require(out.all(), "a prefix token does not see just what is not masked; global_prefix says that it does")
         back = (sees[..., :prefix] == kept[:, :, None, :prefix]) | ~kept[..., None]
-        require(back.all(), "a prefix token is not seen by every query; global_prefix says that it is")
+        require(
+            back.all(),
+            "a prefix token is hidden from a query, or seen though it is masked; global_prefix says otherwise",
+        )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
