@@ -5,7 +5,7 @@ from attnkit.testing.checking import Checked, check_backend, check_case, check_p
 from attnkit.testing.hard_inputs import HARD_INPUTS, HardInput
 from attnkit.testing.laws import LAWS, Breach, Law, LawBroken
 from attnkit.testing.layouts import KINDS, random_layout
-from attnkit.testing.memory import TensorMemory
+from attnkit.testing.memory import TensorMemory, peak_memory
 from attnkit.testing.options import random_options
 from attnkit.testing.oracle import dense_attention, expected
 from attnkit.testing.tensors import outputs_and_gradients, random_qkv, random_tensor, randomize_parameters
@@ -32,6 +32,7 @@ __all__ = [
     "expected",
     "naive_attention",
     "outputs_and_gradients",
+    "peak_memory",
     "random_layout",
     "random_options",
     "random_qkv",

@@ -1,15 +1,49 @@
-"""TensorMemory: how much memory a computation asks for, counted in bytes, the same on every machine."""
+"""How much memory a computation asks for, counted in bytes, the same on every machine."""
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+def peak_memory(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Bytes that a computation holds at one time, at most, beyond those that lived before it.
+
+    Counts what is asked of PyTorch's allocator, so also what operators use inside themselves and what a backward pass
+    keeps; what a library under PyTorch allocates for itself is not seen. The result of `run` counts too.
+
+    Args:
+        run: the computation, called once. A forward and backward pass within it counts as one.
+        device: where it computes: `"cpu"` or `"cuda"`.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # The profiler's own lines about itself, which it would print for every call.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with torch.autograd.profiler.profile(profile_memory=True) as profiled:
+        # Freed by whoever calls, after the peak was seen.
+        kept = run()
+    del kept
+    assert profiled.kineto_results is not None
+    events = [one for one in profiled.kineto_results.events() if one.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
 
 
 class TensorMemory(TorchDispatchMode):
