@@ -138,15 +138,19 @@ def note_of(sight: Sight, queries: Sequence[int]) -> str:
     """How many keys the queries see, in words."""
     tokens = sight.grid.tokens
     counts = [count for query in queries for count in sight.key_counts(query)]
+    seen = torch.stack([sight.seen(query) for query in queries]) > 0
     if not counts:
-        return f"no softmax; {int(max(sight.seen(query).sum() for query in queries))} of {tokens} tokens"
-    low, high = round(min(counts)), round(max(counts))
-    number = f"{low}" if low == high else f"{low} to {high}"
-    keys = sight.calls[0].k.shape[2]
-    if any(sources is not None for sources in sight.sources):
-        what = "averages" if sight.cells() is not None else "mixtures"
-        return f"{number} {what} of all {tokens} tokens" if keys != tokens else f"{number} of {tokens} tokens"
-    return f"{number} of {tokens} tokens"
+        return f"no softmax; {int(seen.sum(1).max())} of {tokens} tokens"
+    made, padding = (_from_to(numbers) for numbers in zip(*counts, strict=True))
+    note, what = f"{made} of {tokens} tokens", sight.keys_are()
+    if what != "tokens":
+        note = f"{made} {what} of {'all' if seen.all() else _from_to(seen.sum(1).tolist()) + ' of'} {tokens} tokens"
+    return note if padding == "0" else f"{note} and {padding} padding zeros"
+
+
+def _from_to(numbers: Sequence[float]) -> str:
+    low, high = round(min(numbers)), round(max(numbers))
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _layout_row(layout: Layout, grid: Grid, spots: list[tuple[int, int]], matrix: bool) -> PictureRow:

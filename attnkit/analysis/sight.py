@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -99,9 +100,27 @@ class Sight:
             return tokens
         return tokens.new_zeros(self.grid.tokens).scatter(0, self.inputs.places[0], tokens)
 
-    def key_counts(self, query: int) -> list[float]:
-        """Number of keys the query sees in each call, mean over its heads."""
-        return [call.layout.to_mask()[0, :, query].sum(-1).float().mean().item() for call in self.calls]
+    def key_counts(self, query: int) -> list[tuple[float, float]]:
+        """Number of keys the query sees in each call, mean over its heads: those made of tokens, and padding."""
+        counts = []
+        for call, sources in zip(self.calls, self.sources, strict=True):
+            mask = call.layout.to_mask()[0, :, query].float()
+            made = mask if sources is None else mask * (sources > 0).any(1)
+            counts.append((made.sum(-1).mean().item(), (mask - made).sum(-1).mean().item()))
+        return counts
+
+    def keys_are(self) -> Literal["tokens", "averages", "mixtures"]:
+        """What the keys are made of: a token each, the mean of some tokens, or anything else."""
+        found: Literal["tokens", "averages"] = "tokens"
+        for sources in self.sources:
+            if sources is None:
+                continue
+            even = sources.amax(1) - torch.where(sources > 0, sources, torch.inf).amin(1) < 1e-4
+            if not bool((even | (sources == 0).all(1)).all()):
+                return "mixtures"
+            if bool(((sources > 0).sum(1) > 1).any()):
+                found = "averages"
+        return found
 
     def cells(self) -> Tensor | None:
         """Number of the key each token belongs to, (N,); None unless keys stand for separate groups of tokens."""
@@ -112,7 +131,10 @@ class Sight:
 
     @functools.cached_property
     def sources(self) -> list[Tensor | None]:
-        """For each call, how much of each token is in each key, rows summing to 1: (Nk, N); None if keys are tokens."""
+        """For each call, how much of each token is in each key, rows summing to 1: (Nk, N); None if keys are tokens.
+
+        Rows of padding are 0. What counts are the tokens whose values are mixed, not those that a factor depends on.
+        """
         if not self.calls:
             return []
         with torch.enable_grad(), recording() as choices:
@@ -125,15 +147,15 @@ class Sight:
             leaves, output = self._again()
             squares = torch.zeros(self.grid.tokens, device=self.inputs.x.device)
             for value in output.out[0, :, query].flatten():
-                squares += _token_sizes(value, leaves, squares=True)
+                squares += _token_sizes(value, list(leaves.values()), squares=True)
         return squares.sqrt()
 
-    def _again(self) -> tuple[list[Tensor], HeadOutput]:
+    def _again(self) -> tuple[dict[str, Tensor], HeadOutput]:
         """Runs the group once more on inputs that record gradients."""
         given = {name: getattr(self.inputs, name) for name in ("x", "q", "k", "v")}
         leaves = {name: one.detach().requires_grad_() for name, one in given.items() if one is not None}
         output = self.visit.module(replace(self.inputs, **leaves))
-        return list(leaves.values()), output
+        return leaves, output
 
 
 def row_weights(call: AttendCall, query: int) -> Tensor:
@@ -149,14 +171,17 @@ def row_weights(call: AttendCall, query: int) -> Tensor:
     return weights if gain is None else weights * gain[0, :, 0].to(dtype).abs()
 
 
-def _sources(values: Tensor, leaves: list[Tensor], tokens: int) -> Tensor | None:
+def _sources(values: Tensor, leaves: dict[str, Tensor], tokens: int) -> Tensor | None:
     keys = values.shape[2]
     made = values.sum((0, 1, 3))
     if not made.requires_grad:
         return None
+    mixed = list(leaves.values())
+    if "v" in leaves and _depends(made, leaves["v"]):
+        mixed = [leaves["v"]]
 
     def row(key: int) -> Tensor:
-        sizes = _token_sizes(made[key], leaves)
+        sizes = _token_sizes(made[key], mixed)
         return sizes / sizes.sum().clamp(min=1e-30)
 
     if keys == tokens:
@@ -165,6 +190,10 @@ def _sources(values: Tensor, leaves: list[Tensor], tokens: int) -> Tensor | None
         if all(row(key)[key] > 0.999 for key in probes):
             return None
     return torch.stack([row(key) for key in range(keys)])
+
+
+def _depends(value: Tensor, leaf: Tensor) -> bool:
+    return torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def _token_sizes(value: Tensor, leaves: list[Tensor], *, squares: bool = False) -> Tensor:

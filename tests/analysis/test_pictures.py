@@ -63,6 +63,25 @@ def test_prefix_tokens_and_sequences_are_drawn():
     assert row.tiles[0].spot == (0, 5) and row.tiles[0].shares[0].nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
+@pytest.mark.parametrize(
+    ("options", "grid", "note"),
+    [
+        (attnkit.Window(1, 3), (6, 6), "9 of 36 tokens"),
+        (attnkit.Conv(1), (6, 6), "no softmax; 9 of 36 tokens"),
+        (attnkit.PooledGlobal(1, 3), (6, 6), "4 averages of all 36 tokens"),
+        (attnkit.Linformer(1, tokens=36, rank=36), (6, 6), "36 mixtures of all 36 tokens"),
+        (attnkit.TopKRegion(1, 3, 2, pool="mean", pool_cells=1), (6, 6), "2 averages of 8 of 36 tokens"),
+        # Each copy of a token is weighted by how well regions match, but is of that token.
+        (attnkit.SoftTopKRegion(1, 3, 2), (6, 6), "8 of 36 tokens"),
+        # Regions of 2 x 2 tokens: 11 of the 36 places in nine of them lie behind the edge.
+        (attnkit.PaddedTopKRegion(1, 2, 9), (5, 5), "25 of 25 tokens and 11 padding zeros"),
+        (attnkit.PaddedTopKRegion(1, 3, 2), (6, 6), "8 of 36 tokens"),
+    ],
+)
+def test_the_note_says_what_keys_are(options, grid, note):
+    assert picture_rows(options, grid, [(1, 1)])[0].note == note
+
+
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_pictures_are_written(tmp_path, ending):
     figure = attnkit.draw(

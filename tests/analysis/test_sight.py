@@ -60,6 +60,19 @@ def test_mixtures_reach_every_token():
     assert sight.cells() is None and sight.seen(3).tolist() == [1.0] * 16
 
 
+def test_padding_stands_for_no_token():
+    sight = sight_of(attnkit.PaddedTopKRegion(heads=2, regions=2, topk=9), Grid(5, 5))
+    assert sight.keys_are() == "tokens" and sight.key_counts(7) == [(25.0, 11.0)]
+    assert sight.seen(7).tolist() == [1.0] * 25 and sight.weights(7).sum().item() < 1.0
+
+
+def test_what_a_factor_depends_on_is_not_seen():
+    """The weight of a region comes from all tokens of the query's region too."""
+    sight = sight_of(attnkit.SoftTopKRegion(heads=2, regions=4, topk=2), Grid(8, 8))
+    assert sight.keys_are() == "tokens" and sight.seen(20).sum() == 8
+    assert all(sources is not None and ((sources > 0).sum(1) == 1).all() for sources in sight.sources)
+
+
 def test_a_convolution_shows_its_kernel():
     seen = sight_of(attnkit.Conv(heads=2, kernel=3), Grid(5, 6)).seen(2 * 6 + 3).view(5, 6)
     expected = torch.zeros(5, 6)
