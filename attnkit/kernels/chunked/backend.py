@@ -1,0 +1,31 @@
+"""The chunked backend: which kernels compute which kind of layout."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from attnkit.kernels.backend import Backend
+from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.chunked.family import Family
+from attnkit.layouts import Layout
+
+FAMILIES: dict[type[Layout], Family] = {}
+
+
+class ChunkedBackend(Backend):
+    """Hand-written passes over pieces that fit the cache, which keep nothing but the output and the lse."""
+
+    name: ClassVar[str] = "chunked"
+
+    def why_not(self, call: AttendCall) -> tuple[str, ...]:
+        family = FAMILIES.get(type(call.layout))
+        if family is None:
+            kinds = " and ".join(sorted(layout.kind for layout in FAMILIES))
+            return (f"a {call.layout.kind} layout has no kernels here; it takes {kinds}",)
+        return family.why_not(call)
+
+    def cost(self, call: AttendCall) -> float:
+        return FAMILIES[type(call.layout)].cost(call)
+
+    def run(self, call: AttendCall) -> AttendResult:
+        return FAMILIES[type(call.layout)].run(call)
