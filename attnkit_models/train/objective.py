@@ -49,7 +49,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, labels: Tensor, phase: str) -> Tensor:
-        """The loss, its mean over the batch.
+        """The loss of a batch, a tensor of shape (): a mean over the images unless the objective says otherwise.
 
         Args:
             images: normalised images (B, channels, H, W).

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnkit.errors import ConfigError
 from attnkit.kernels.precision import widened, without_autocast
 from attnkit.primitives import SoftmaxHeads
 from attnkit.primitives.guesses import GuessHeads
@@ -39,8 +40,27 @@ class Sparsifying(Recipe):
         return self.teacher.prepared(data)
 
     def begin(self, model: nn.Module) -> None:
+        """Gives a model the teacher's weights.
+
+        Raises:
+            ConfigError: if it has no mask predictors, or differs from the teacher in more than what its heads see.
+        """
         predictors = [f"{path}.predictor" for path, one in model.named_modules() if isinstance(one, GuessHeads)]
+        if not predictors:
+            raise ConfigError(
+                "the model has no mask predictors that --recipe sparsifiner could train; leave --model out to give "
+                f"them to all dense heads of its teacher {self.teacher.label}, or name a model that has some"
+            )
         self.teacher.hand_over(model, new=tuple(predictors))
+        ours, theirs = (
+            [one.options.heads for one in each.modules() if isinstance(one, SoftmaxHeads)]
+            for each in (model, self.teacher.model)
+        )
+        if ours != theirs:
+            raise ConfigError(
+                f"the model's head groups, of {_listed(ours)} heads, are not those of its teacher "
+                f"{self.teacher.label}, of {_listed(theirs)}: every group learns from the one in its place"
+            )
 
     def objective(self, model: nn.Module, options: TrainOptions) -> Objective:
         assert isinstance(model, IsotropicModel)
@@ -79,6 +99,7 @@ class SparsifyingObjective(Objective):
         return self
 
     def forward(self, images: Tensor, labels: Tensor, phase: str) -> Tensor:
+        """The loss of a batch: of the reconstruction, as the authors have it, a sum over the images and no mean."""
         return self._reconstruction(images) if phase == RECONSTRUCTION else self._distillation(images, labels)
 
     def _reconstruction(self, images: Tensor) -> Tensor:
@@ -107,3 +128,8 @@ class SparsifyingObjective(Objective):
             weights={"labels": self.options.labels, "logits": self.options.logits, "tokens": self.options.tokens},
         )  # fmt: skip
         return torch.stack(list(terms.values())).sum()
+
+
+def _listed(numbers: list[int]) -> str:
+    shown = [*map(str, numbers[:6]), *(["..."] if len(numbers) > 6 else [])]
+    return ", ".join(shown) or "no"

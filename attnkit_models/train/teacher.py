@@ -118,10 +118,11 @@ class Teacher:
     @torch.no_grad()
     def accuracy(self, data: ImageData) -> float:
         """Share of the held-out images that the teacher classifies right, on the CPU."""
-        right = 0
+        # Called after training, on whatever device that left the teacher.
+        model, right = self.model.cpu(), 0
         for first in range(0, len(data.val), BATCH):
             batch = data.val.__getitems__(range(first, min(first + BATCH, len(data.val))))
-            logits = self.model.cpu()(self.preprocess.normalise(batch["pixels"].float() / 255))
+            logits = model(self.preprocess.normalise(batch["pixels"].float() / 255))
             right += int((logits.argmax(1) == batch["label"]).sum())
         return right / len(data.val)
 

@@ -33,11 +33,11 @@ def teacher(data, tmp_path):
     return out
 
 
-def learning(teacher, **options):
+def learning(teacher, keep_tokens=(), **options):
     """A sparse model in the teacher's shape with its objective, ready for a step."""
     dense = load_teacher(teacher)
     recipe = Sparsifying(SparsifyingOptions(**options), dense)
-    model = attnkit.build(dense.sparse_config(), num_classes=len(dense.classes))
+    model = attnkit.build(dense.sparse_config(), num_classes=len(dense.classes), keep_tokens=[*keep_tokens])
     recipe.begin(model)
     return dense, model, recipe.objective(model, TrainOptions(epochs=5, label_smoothing=0.0)).train()
 
@@ -129,6 +129,33 @@ def test_a_sparse_model_that_keeps_everything_has_nothing_to_learn_from_its_teac
     assert float(objective(images, labels, DISTILLATION).detach()) > 1e-6
 
 
+def test_a_student_that_leaves_tokens_out(teacher):
+    """The first phase sees all tokens, for only the teacher runs; the second compares those that are left."""
+    dense, model, objective = learning(teacher, [1.0, 0.5], labels=0.0, logits=0.0, tokens=2.0)
+    _, whole, other = learning(teacher)
+    whole.load_state_dict(model.state_dict())
+    images, labels = torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 0])
+    first = objective(images, labels, RECONSTRUCTION)
+    torch.testing.assert_close(first, other(images, labels, RECONSTRUCTION))
+    loss = objective(images, labels, DISTILLATION)
+    with torch.no_grad():
+        (found, left), (wanted, _) = model.forward_tokens(images), dense.model.forward_tokens(images)
+    assert left is not None and left[:, 1:].sum(1).tolist() == [8, 8, 8]
+    errors = (found - wanted)[:, 1:][left[:, 1:]].square()
+    torch.testing.assert_close(loss.detach(), 2 * errors.mean())
+    (first + loss).backward()
+    assert moved(model) == {"predictor", "backbone"}
+
+
+def test_a_student_that_leaves_tokens_out_in_one_command(data, teacher, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", "--recipe", "sparsifiner", "--teacher", str(teacher), "--data", str(data), "--epochs", "3"]
+    command += ["--batch-size", "4", "--set", "keep_tokens=[1.0, 0.5]", "--out", str(out)]
+    assert main(command) == 0
+    assert json.loads((out / "best.json").read_text())["model"]["keep_tokens"] == [1.0, 0.5]
+    assert main(["predict", str(out), str(data / "a" / "0.png")]) == 0
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -187,6 +214,14 @@ def test_what_does_not_go_with_a_teacher(data, teacher, make_folder, tmp_path, c
     assert "--img-size 16x16" in refused("--data", str(data), "--img-size", "32")
     more = refused("--data", str(data), "--img-size", "16", "--model", "sparsifiner_micro")
     assert "differs from its teacher vit_micro in more than its attention" in more
+    given = ("--data", str(data), "--img-size", "16", "--set", "depth=2")
+    assert "the model has no mask predictors that --recipe sparsifiner could train" in refused(
+        *given, "--model", "vit_micro"
+    )
+    two = "mix.groups=[{kind: mask_predictor, heads: 2, tokens: 16, keep: 0.5, prefix: 1}, {kind: dense, heads: 1}]"
+    assert "the model's head groups, of 2, 1, 2, 1 heads, are not those of its teacher vit_micro, of 3, 3" in refused(
+        *given, "--model", "vit_micro", "--set", two
+    )
     assert "leaves none of epochs=1" in refused("--data", str(data), "--epochs", "1")
     assert "there is no checkpoint" in refused("--data", str(data), of=tmp_path / "nowhere")
     command = ["train", "--model", "bigbird_vit_micro", "--img-size", "16", "--data", str(data), *SMALL]
