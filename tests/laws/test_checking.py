@@ -20,7 +20,7 @@ from attnkit.kernels import AttendResult, Backend, dispatch
 from attnkit.kernels.dispatch import backend_named
 from attnkit.layouts import Blocks, TokenMask
 from attnkit.layouts import Dense as DenseLayout
-from attnkit.primitives import HeadOutput, Plan, SoftmaxHeads, SoftmaxOptions
+from attnkit.primitives import Columns, HeadGroup, HeadOutput, Plan, PrimitiveOptions, SoftmaxHeads, SoftmaxOptions
 from attnkit.registry import BACKENDS
 from attnkit.testing import (
     LAWS,
@@ -268,6 +268,49 @@ def test_softmax_without_an_attention_call_needs_a_formula():
     check_primitive(options, laws=["no_leak"], max_examples=10)
     with pytest.raises(LawBroken, match="by its formula, the output is"):
         check_primitive(options, laws=["equals_dense"], max_examples=10)
+
+
+def test_a_forward_of_ones_own_needs_a_formula_to_be_held_to_dense_attention():
+    def forward(self, inputs):
+        return dataclasses.replace(SoftmaxHeads.forward(self, inputs), out=-SoftmaxHeads.forward(self, inputs).out)
+
+    def plan(self, inputs):
+        return Plan(DenseLayout(inputs.grid.tokens))
+
+    law = "equals_dense"
+    own, plain = wrong(forward), wrong(plan)
+    checked = check_primitive(own, laws=[law], max_examples=20)
+    assert checked.tried[law] == 0
+    why = "its attention calls are right, but forward() is its own and gives no written_out()"
+    assert checked.silent[law] == {why: 20} and f"says nothing here: {why}" in str(checked)
+    assert check_primitive(plain, laws=[law], max_examples=20).tried[law] == 20
+
+    def written_out(self, inputs, attention):
+        return attention(*inputs.qkv, scale=self.scale, sees=torch.ones((), dtype=torch.bool))
+
+    own.heads_class.written_out = written_out
+    with pytest.raises(LawBroken, match="by its formula, the output is"):
+        check_primitive(own, laws=[law], max_examples=20)
+
+
+def test_heads_without_attention_and_formula_are_not_held_to_dense_attention():
+    class Doubled(HeadGroup):
+        def forward(self, inputs):
+            return HeadOutput(2 * inputs.v, inputs.grid)
+
+    @dataclass(frozen=True)
+    class Double(PrimitiveOptions):
+        kind: ClassVar[str] = "double"
+
+        def columns(self, context):
+            return Columns(v=self.heads * context.head_dim)
+
+        def build(self, context):
+            return Doubled()
+
+    checked = check_primitive(Double(heads=2), laws=["equals_dense"], max_examples=10)
+    assert checked.silent["equals_dense"] == {"makes no attention call and gives no written_out()": 10}
+    assert checked.tried["equals_dense"] == 0
 
 
 def test_crashes_are_told_from_wrong_results():

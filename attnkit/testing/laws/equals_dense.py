@@ -12,8 +12,9 @@ from attnkit.grid import Grid
 from attnkit.kernels.attend import attend
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.layouts import RelativeTable
+from attnkit.primitives import HeadGroup, SoftmaxHeads
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
-from attnkit.testing.laws.law import Law, agree, agree_all, largest, require, within
+from attnkit.testing.laws.law import NO_ATTENTION, Law, NothingToSay, agree, agree_all, largest, require, within
 from attnkit.testing.laws.sizes import largest_logit, logit_steps, pull, reach
 from attnkit.testing.oracle import dense_attention, expected, pair_values
 from attnkit.testing.subject import Subject
@@ -36,9 +37,24 @@ def primitive(case: PrimitiveCase) -> None:
         right, right_gradients, _ = subject.gradients(lambda: subject.run(answer=oracle).out)
         agree_all(outputs, right, ["the output"])
         agree_all(gradients, right_gradients, [f"the gradient of {name}" for name in names], relative=1e-8)
-        _formula(subject, mask)
+        written = _formula(subject, mask)
     else:
         _rounded(subject, [call for call, _ in calls])
+        written = type(subject.group).written_out is not HeadGroup.written_out
+    if not written:
+        _told_by_calls(subject, bool(calls))
+
+
+def _told_by_calls(subject: Subject, called: bool) -> None:
+    """Raises `NothingToSay` unless attention calls alone tell what the output should be.
+
+    They do where `forward` is that of `SoftmaxHeads`, which does nothing to them that is not in the options. What a
+    `forward` of its own makes of them, or computes without any, only a formula can tell.
+    """
+    if not called:
+        raise NothingToSay(f"{NO_ATTENTION} and gives no written_out()")
+    if getattr(type(subject.group), "forward", None) is not SoftmaxHeads.forward:
+        raise NothingToSay("its attention calls are right, but forward() is its own and gives no written_out()")
 
 
 def _rounded(subject: Subject, calls: list[AttendCall]) -> None:
@@ -105,8 +121,8 @@ def _defined(subject: Subject) -> Tensor | None:
     return mask if subject.token_mask is None else None
 
 
-def _formula(subject: Subject, mask: Tensor | None) -> None:
-    """The output as the primitive writes it out, under the mask as it is defined."""
+def _formula(subject: Subject, mask: Tensor | None) -> bool:
+    """Compares the output as the primitive writes it out, under the mask as it is defined; whether it does."""
 
     def attention(
         q: Tensor,
@@ -125,7 +141,7 @@ def _formula(subject: Subject, mask: Tensor | None) -> None:
 
     formula = subject.group.written_out(subject.inputs(), attention)
     if formula is None:
-        return
+        return False
     output = subject.run()
     found, grid = output.out, output.grid
     require(found.shape[2] == grid.tokens, f"the output has {found.shape[2]} tokens, but its grid is {grid}")
@@ -136,6 +152,7 @@ def _formula(subject: Subject, mask: Tensor | None) -> None:
     agree(outputs[0], right[0], "by its formula, the output")
     labels = [f"by its formula, the gradient of {name}" for name in names]
     agree_all(gradients, right_gradients, labels, relative=1e-8)
+    return True
 
 
 def _definition(subject: Subject, mask: Tensor, calls: list[AttendCall]) -> None:
