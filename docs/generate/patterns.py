@@ -18,6 +18,15 @@ from attnkit.registry import PRIMITIVES, primitive_class
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 FIRST = ("conv", "random_window", "pooled_global", "topk_region", "mask_predictor", "learned_query")
+# Not drawn: they look like what they are variants of.
+VARIANTS = (
+    "learned_upsample",
+    "soft_topk_region",
+    "padded_topk_region",
+    "threshold_mask_predictor",
+    "competing_mask_predictor",
+    "mask_reconstruction",
+)
 GRID = attnkit.Grid(14, 14)
 QUERY = (4, 3)
 TILE, GAP, LINE = 1.5, 0.17, 0.52
@@ -29,11 +38,8 @@ def note_of(text: str) -> str:
 
 
 def draw_patterns() -> Any:
-    """Every registered primitive from one query, the six of the four papers first."""
-    # They see what others see.
-    left_out = ("learned_upsample", "soft_topk_region", "padded_topk_region", "threshold_mask_predictor")
-    left_out += ("competing_mask_predictor", "mask_reconstruction")
-    names = [*FIRST, *(name for name in PRIMITIVES if name not in (*FIRST, *left_out))]
+    """The registered primitives from one query, the six of the four papers first, without variants of those shown."""
+    names = [*FIRST, *(name for name in PRIMITIVES if name not in (*FIRST, *VARIANTS))]
     columns = len(FIRST)
     lines = -(-(len(names) + 1) // columns)
     width = columns * (TILE + GAP) + GAP + 0.1
