@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import random
@@ -21,6 +22,8 @@ from attnkit.registry import list_primitives
 from attnkit.testing import random_options
 from attnkit_models import export_official
 from attnkit_models.checkpoints.qna_arguments import qna_config
+from attnkit_models.train.checkpoint import pack
+from attnkit_models.train.images import Preprocess
 from tests.fuzz.case import agree
 from tests.fuzz.checkpoints import intact
 from tests.fuzz.configs import written
@@ -30,6 +33,21 @@ from tests.fuzz.official import HPARAMS
 WORDS = ("", "-1", "0", "x", "=", "--", "-h", "--help", "--nope", "ü", "9" * 400, "3x3", "nan", "*", "[", "\x00", "a b")
 MODELS = ("vit_micro", "bigbird_vit_micro", "biformer_micro", "qna_vit_micro", "sparsifiner_micro")
 TRAIN = {"epochs": 1, "lr": 1e-3, "augment": True, "grad_accum": 1, "seed": 0, "label_smoothing": 0.1}
+RECIPE = {"reconstruction_epochs": 1, "reconstruction_lr": 1e-3, "labels": 1.0, "logits": 0.5, "tokens": 0.5}
+# What may be asked of a student: some of it fits the teacher, the rest is refused.
+STUDENTS = (
+    "mix.groups[0].keep=0.5",
+    "keep_tokens=[0.5]",
+    "depth=2",
+    "recipe.reconstruction=0.1",
+    "recipe.labels=0",
+    "recipe.reconstruction_epochs=2",
+    "mix.groups=[{kind: dense, heads: 3}]",
+    "mix.groups=[{kind: threshold_mask_predictor, heads: 3, tokens: 16, score: 0.05, prefix: 1}]",
+    "mix.groups=[{kind: mask_predictor, heads: 2, tokens: 16, keep: 0.5, prefix: 1}, {kind: dense, heads: 1}]",
+    "mix.groups=[{kind: mask_predictor, heads: 1, tokens: 9, keep: 0.5, prefix: 1}, {kind: conv, heads: 2}]",
+    "global_pool=avg",
+)
 SIZES = ("32", "16x24", "1", "33", "7x50")
 
 
@@ -66,7 +84,7 @@ def _inside(folder: Path) -> Iterator[None]:
 def _right(dice: random.Random, folder: Path) -> list[str]:
     """A command line that works."""
     name = dice.choice(list_primitives())
-    way = dice.choice(("list", "show", "explain", "flops", "draw", "train", "predict", "convert"))
+    way = dice.choice(("list", "show", "explain", "flops", "draw", "train", "sparsify", "predict", "convert"))
     if way == "list":
         return ["list", *dice.choice(([], ["models"], ["primitives", "*window"], ["backends"]))]
     if way == "show":
@@ -88,6 +106,8 @@ def _right(dice: random.Random, folder: Path) -> list[str]:
     _pictures(folder)
     if way == "convert":
         return _convert(dice, folder)
+    if way == "sparsify":
+        return _sparsify(dice, folder)
     if way == "predict":
         (folder / "best.safetensors").write_bytes(intact("weights"))
         words = ["data/a/0.png", dice.choice(("data/b/1.png", "none.png", "config.yaml", "data"))]
@@ -100,6 +120,43 @@ def _right(dice: random.Random, folder: Path) -> list[str]:
     (folder / "config.yaml").write_text(written(plain))
     inputs = ["--config", "config.yaml", "--data", "data", "--img-size", "16"]
     return ["train", *inputs, "--out", "run", "--batch-size", "4"]
+
+
+def _sparsify(dice: random.Random, folder: Path) -> list[str]:
+    """A small dense teacher that is made sparse, by a file's section or by arguments alone."""
+    (folder / "teacher.safetensors").write_bytes(teacher())
+    inputs = ["--data", "data", "--img-size", "16", "--out", "run", "--batch-size", "4", "--epochs", "2"]
+    if dice.random() < 0.4:
+        plain: dict[str, Any] = {"recipe": {"kind": "sparsifiner", "teacher": "teacher.safetensors", **RECIPE}}
+        if dice.random() < 0.5:
+            plain = mutate_plain(plain, dice, PLAIN_ODDITIES)
+        (folder / "config.yaml").write_text(written(plain))
+        inputs = ["--config", "config.yaml", *inputs]
+    else:
+        inputs = ["--recipe", "sparsifiner", "--teacher", "teacher.safetensors", *inputs]
+    if dice.random() < 0.3:
+        inputs += ["--model", dice.choice(MODELS)]
+    for change in dice.sample(STUDENTS, dice.choice((0, 0, 1, 2))):
+        inputs += ["--set", change]
+    return ["train", *inputs]
+
+
+@functools.cache
+def teacher() -> bytes:
+    """A dense model as a training would have left it, of the images of `_pictures`."""
+    torch.manual_seed(0)
+    model = attnkit.build("vit_micro", depth=1, num_classes=2, img_size=16, in_chans=3)
+    header = {
+        "kind": "weights",
+        "label": "vit_micro",
+        "model": model.config.to_dict(full=True),
+        "classes": ["a", "b"],
+        "preprocess": Preprocess((16, 16), 3, (0.5,) * 3, (0.5,) * 3).to_dict(),
+        "epoch": 1,
+        "val_accuracy": 0.5,
+        "versions": {},
+    }
+    return pack(model.state_dict(), header)
 
 
 def _convert(dice: random.Random, folder: Path) -> list[str]:
