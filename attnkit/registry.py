@@ -79,6 +79,7 @@ RECIPES: dict[str, str] = {
 # In the order in which equal costs are settled. `triton` and `xformers` have their places but no code yet.
 BACKENDS: dict[str, str] = {
     "sdpa": "attnkit.kernels.sdpa:SdpaBackend",
+    "chunked": "attnkit.kernels.chunked.backend:ChunkedBackend",
     "gather": "attnkit.kernels.gather:GatherBackend",
     "flex": "attnkit.kernels.flex:FlexBackend",
     "triton": "",

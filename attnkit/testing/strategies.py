@@ -121,7 +121,7 @@ def plans(draw: st.DrawFn, options: PrimitiveOptions | str) -> tuple[PrimitiveCa
 
 @st.composite
 def attention_cases(
-    draw: st.DrawFn, kinds: Sequence[str] = KINDS, backends: Sequence[str] = ("reference", "sdpa", "gather")
+    draw: st.DrawFn, kinds: Sequence[str] = KINDS, backends: Sequence[str] = ("reference", "sdpa", "chunked", "gather")
 ) -> AttentionCase:
     """Cases of attention over layouts of some kinds on some backends that accept them."""
     forms = st.none() | st.integers(0, 15) | st.just(TABLE)

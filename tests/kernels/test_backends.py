@@ -14,7 +14,7 @@ from attnkit.layouts import Blocks, RelativeTable, Stencil
 from attnkit.testing import dense_attention, outputs_and_gradients, random_qkv, random_tensor
 from attnkit.testing.strategies import grids, layout_cases, seeds
 
-BACKENDS = ("reference", "sdpa", "gather")
+BACKENDS = ("reference", "sdpa", "chunked", "gather")
 
 
 def agree(actual, expected, what):
@@ -49,7 +49,9 @@ def test_relative_tables(backend, grid, seed, extents, border, strided, with_gai
     if not strided:
         index = torch.randint(-1, 4, (2, 1, 4, 2), generator=torch.Generator().manual_seed(seed))
         layouts += [Blocks.windows(grid, 2), Blocks.from_regions(grid, 2, index)]
-    with_gain = with_gain and backend != "sdpa"
+    with_gain = with_gain and backend not in ("sdpa", "chunked")
+    if backend == "chunked":
+        layouts = [one.lower(kind) for one in layouts for kind in ("token_mask", "token_sets")]
     for layout in layouts:
         qkv = random_qkv((layout.num_queries, layout.num_keys), batch=2, heads=2, seed=seed, grad=True)
         tables = [random_tensor(2, *extents, seed=seed + at, grad=True) for at in range(2)]
@@ -94,3 +96,4 @@ def test_who_accepts_what(case, seed):
     assert accepts("reference", case, q, k, v, gain=q.new_ones(1, 1, 1, 1), return_lse=True)
     assert accepts("sdpa", case, q, k, v)
     assert accepts("gather", case, q, k, v) == (case.layout.kind in ("blocks", "stencil", "token_sets"))
+    assert accepts("chunked", case, q, k, v) == (case.layout.kind in ("token_mask", "token_sets"))

@@ -14,7 +14,7 @@ from attnkit.layouts import Blocks, Dense, Stencil, TokenMask, TokenSets
 from attnkit.testing import dense_attention, outputs_and_gradients, random_qkv, random_tensor
 from attnkit.testing.strategies import layout_cases, seeds
 
-BACKENDS = ("reference", "sdpa", "gather")
+BACKENDS = ("reference", "sdpa", "chunked", "gather")
 GRID = Grid(2, 3, prefix=1)
 
 

@@ -18,7 +18,7 @@ from attnkit.testing import (
 )
 from attnkit.testing.strategies import layout_cases, seeds
 
-BACKENDS = ("reference", "sdpa", "gather")
+BACKENDS = ("reference", "sdpa", "chunked", "gather")
 
 
 def able(q, k, v, layout, **extra):

@@ -9,7 +9,12 @@ from attnkit.kernels import flex
 from attnkit.registry import BACKENDS
 from attnkit.testing import KINDS, LAWS, check_backend
 
-KINDS_OF = {"reference": KINDS, "sdpa": KINDS, "gather": ("stencil", "blocks", "token_sets")}
+KINDS_OF = {
+    "reference": KINDS,
+    "sdpa": KINDS,
+    "chunked": ("token_mask", "token_sets"),
+    "gather": ("stencil", "blocks", "token_sets"),
+}
 CASES = [
     (backend, kind, law.name)
     for backend, kinds in KINDS_OF.items()

@@ -7,9 +7,13 @@ from typing import ClassVar
 from attnkit.kernels.backend import Backend
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.family import Family
-from attnkit.layouts import Layout
+from attnkit.kernels.chunked.token_sets import TOKEN_LISTS
+from attnkit.layouts import Layout, TokenMask, TokenSets
 
-FAMILIES: dict[type[Layout], Family] = {}
+FAMILIES: dict[type[Layout], Family] = {
+    TokenMask: TOKEN_LISTS,
+    TokenSets: TOKEN_LISTS,
+}
 
 
 class ChunkedBackend(Backend):

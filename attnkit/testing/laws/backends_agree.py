@@ -12,7 +12,7 @@ from attnkit.testing.subject import Subject
 from attnkit.testing.tensors import outputs_and_gradients
 
 # Those that run on any machine without compiling; FlexAttention compiles for seconds for every new shape.
-QUICK = ("reference", "sdpa", "gather")
+QUICK = ("reference", "sdpa", "chunked", "gather")
 
 
 def primitive(case: PrimitiveCase) -> None:

@@ -1,0 +1,48 @@
+"""Operators of token sets and token masks: queries with keys of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnkit.kernels.ops.registering import OpPair
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    """The output lies in memory as (B, Nq, heads, Dv), in which order a projection reads it."""
+    batch, heads, queries = q.shape[:3]
+    dtype = torch.float64 if torch.float64 in (q.dtype, v.dtype) else torch.float32
+    out = v.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
+    return out, q.new_empty(batch, heads, queries, dtype=dtype)
+
+
+def _work(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    queries_all: int,
+    keys_all: int,
+    scale: float,
+) -> tuple[int, int]:
+    """Multiply-adds over the keys that a list has room for, or over all where there is a mask."""
+    batch, heads, queries, width = q.shape
+    keys = k.shape[2] if table.dtype == torch.bool else min(keys_all + table.shape[3], k.shape[2])
+    pairs = batch * heads * (queries_all * k.shape[2] + (queries - queries_all) * keys)
+    # Backward makes the weights once more.
+    return pairs * (width + v.shape[3]), pairs * (3 * width + 2 * v.shape[3])
+
+
+TOKEN_SETS = OpPair(
+    "token_sets",
+    # Table: keys of each query (B or 1, heads or 1, Nq - queries_all, K), or a bool mask (B or 1, heads or 1, Nq, Nk).
+    arguments="Tensor q, Tensor k, Tensor v, Tensor table, Tensor? key_mask, Tensor? bias, int queries_all, "
+    "int keys_all, float scale",
+    outputs=("out", "lse"),
+    gradients=("q", "k", "v", "bias"),
+    lowered=("q", "k", "v"),
+    fake=_fake,
+    work=_work,
+)
