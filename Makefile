@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sparsify test laws mutants recipes fuzz lint types contracts docs check format clean
+.PHONY: help demo sparsify test laws mutants recipes fuzz bench lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make mutants    try every law on every mutant and write docs/tables/mutants.md'
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
 	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
+	@echo "make bench      attnkit beside dense attention and the papers' own code, in about five minutes"
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -62,6 +63,9 @@ recipes: $(READY)
 
 fuzz: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --processes $(WORKERS) $(ARGS)
+
+bench: $(READY)
+	@$(BIN)/attnkit bench $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

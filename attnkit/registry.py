@@ -91,6 +91,7 @@ COMMANDS: dict[str, str] = {
     "train": "attnkit_models.train.command:train",
     "predict": "attnkit_models.train.command:predict",
     "convert": "attnkit_models.checkpoints.convert:convert",
+    "bench": "attnkit_models.bench.command:bench",
 }
 
 PRIMITIVE_ENTRY_POINTS = "attnkit.primitives"

@@ -1,0 +1,1 @@
+"""Benchmarks: attnkit beside dense attention, the papers' own formulations and other libraries, in one run."""

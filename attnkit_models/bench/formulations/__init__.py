@@ -1,0 +1,1 @@
+"""The formulations that attnkit is measured against, each written plainly from its paper's equations."""

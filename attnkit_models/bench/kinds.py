@@ -1,0 +1,46 @@
+"""Kinds of runs, and the cases in each."""
+
+from __future__ import annotations
+
+import fnmatch
+
+from attnkit.errors import ConfigError, did_you_mean
+from attnkit_models.bench.case import Case
+from attnkit_models.bench.headline import HEADLINE
+from attnkit_models.bench.sweeps import MODELS, SWEEPS
+
+KINDS: dict[str, tuple[Case, ...]] = {
+    "headline": HEADLINE,
+    "sweeps": tuple(case for sweep in SWEEPS for case in sweep.cases),
+    "models": MODELS,
+}
+
+
+def chosen(what: str | None, only: str | None) -> dict[str, list[Case]]:
+    """The cases to run, by kind.
+
+    Args:
+        what: a kind, `"all"`, or None for the headline, or with `only` for all.
+        only: shell-style pattern of case names; without special characters also the first part of names.
+
+    Raises:
+        ConfigError: for names of nothing, naming the nearest.
+    """
+    if what not in (None, "all", *KINDS):
+        near = did_you_mean(what, ["all", *KINDS])
+        raise ConfigError(f"cannot run {what!r}{near} (known: all, {', '.join(KINDS)})")
+    kinds = list(KINDS) if what == "all" or (what is None and only) else [what or "headline"]
+    if only is None:
+        return {kind: list(KINDS[kind]) for kind in kinds}
+    patterns = (only, f"{only}/*")
+    found = {
+        kind: [case for case in KINDS[kind] if any(fnmatch.fnmatchcase(case.name, one) for one in patterns)]
+        for kind in kinds
+    }
+    if not any(found.values()):
+        names = [case.name for kind in kinds for case in KINDS[kind]]
+        raise ConfigError(
+            f"no case is named {only!r}{did_you_mean(only, [*names, *{name.partition('/')[0] for name in names}])} "
+            f"(`attnkit bench all --list` prints all {sum(map(len, KINDS.values()))})"
+        )
+    return {kind: cases for kind, cases in found.items() if cases}

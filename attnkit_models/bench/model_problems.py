@@ -1,0 +1,127 @@
+"""Problems of whole models: inference and training steps, on attnkit and on the papers' own formulations."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import attnkit
+from attnkit_models.bench.case import OURS, Contender, Problem, Setting, refused
+from attnkit_models.bench.formulations.biformer_gather import NAME as BIFORMER_GATHER
+from attnkit_models.bench.gate import difference
+from attnkit_models.bench.guests import guest_backend
+
+# Models are held to attention written out, in float64, on an image small enough for that. It leaves padding in the
+# regions of every stage.
+CHECKED_SIZE = 128
+CLASSES = 1000
+
+
+def built(name: str, size: int, seed: int) -> nn.Module:
+    """A recipe with weights that are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return attnkit.build(name, img_size=size, num_classes=CLASSES)
+
+
+def images(batch: int, size: int, seed: int) -> Tensor:
+    """Random images (B, 3, size, size)."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def on_guest(backend: str | None, run: Callable[[], Tensor]) -> Tensor:
+    """Runs with a guest backend wherever it can, or as attnkit chooses."""
+    with ExitStack() as stack:
+        if backend is not None:
+            stack.enter_context(guest_backend(backend))
+            stack.enter_context(attnkit.use_backend(f"{backend},auto"))
+        return run()
+
+
+def model_check(name: str, backend: str | None, seed: int) -> Mapping[str, float]:
+    """Errors of logits and of the image's gradient against the reference backend, in float64."""
+    model = built(name, CHECKED_SIZE, seed).double().eval()
+    image = images(1, CHECKED_SIZE, seed).double().requires_grad_()
+    out = on_guest(backend, lambda: model(image))
+    with attnkit.use_backend("reference"):
+        right = model(image)
+    arriving = torch.randn(right.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=right.dtype)
+    found, expected = (torch.autograd.grad(one, image, arriving)[0] for one in (out, right))
+    return {"output": difference(out, right), "gradients": difference(found, expected)}
+
+
+class Trainer:
+    """One model with its inference and its training step.
+
+    Args:
+        model: takes images and returns logits.
+        batch: images (B, 3, H, W).
+        backend: name of a guest backend, or None.
+    """
+
+    def __init__(self, model: nn.Module, batch: Tensor, backend: str | None = None) -> None:
+        self.model, self.batch, self.backend = model.to(batch.device), batch, backend
+        self.labels = torch.arange(len(batch), device=batch.device) % CLASSES
+        # The same work as any rate, and weights that stay where they are.
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-12)
+
+    def logits(self) -> Tensor:
+        """Mixed precision on GPUs, as models are trained there."""
+        low = self.batch.dtype if self.batch.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+        with torch.autocast(self.batch.device.type, low, enabled=self.batch.device.type == "cuda"):
+            return on_guest(self.backend, lambda: self.model(self.batch.float()))
+
+    def forward(self) -> Tensor:
+        """Inference."""
+        self.model.eval()
+        return self.logits()
+
+    def step(self) -> None:
+        """A training step: forward, loss, backward, optimizer."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.logits().float(), self.labels).backward()
+        self.optimizer.step()
+
+    def contender(self, check: Callable[[], Mapping[str, float]] | None, *, same: bool) -> Contender:
+        """The model as a contender."""
+        return Contender(self.forward, (), None if check is None else lambda _: check(), same=same, step=self.step)
+
+
+def from_timm(name: str, size: int) -> nn.Module:
+    """A model of timm at an image size, with random weights."""
+    timm = importlib.import_module("timm")
+    return timm.create_model(name, img_size=size, num_classes=CLASSES)
+
+
+def recipe_step(setting: Setting, *, name: str, size: int, batch: int) -> Problem:
+    """One recipe, on attnkit and on BiFormer's own formulation."""
+    batches = images(setting.batch(batch), size, setting.seed).to(setting.device)
+    contenders = {}
+    for label, backend in ((OURS, None), ("BiFormer gather", BIFORMER_GATHER)):
+        check = partial(model_check, name, backend, setting.seed)
+        contenders[label] = Trainer(built(name, size, setting.seed), batches, backend).contender(check, same=True)
+    return Problem(contenders, None, {"size": size, "batch": len(batches)})
+
+
+def models(setting: Setting, *, size: int, batch: int, names: Sequence[str], timm: Sequence[str] = ()) -> Problem:
+    """Many models on the same images: recipes by name, `name on biformer_gather`, and models of timm."""
+    batches = images(setting.batch(batch), size, setting.seed).to(setting.device)
+    contenders: dict[str, Contender] = {}
+    for label in names:
+        name, _, backend = label.partition(" on ")
+        check = partial(model_check, name, backend or None, setting.seed)
+        trainer = Trainer(built(name, size, setting.seed), batches, backend or None)
+        contenders[label] = trainer.contender(check, same=True)
+    for name in timm:
+        try:
+            contenders[f"timm {name}"] = Trainer(from_timm(name, size), batches).contender(None, same=False)
+        except Exception as error:
+            contenders[f"timm {name}"] = refused(f"{type(error).__name__}: {error}")
+    return Problem(contenders, None, {"size": size, "batch": len(batches)})

@@ -1,0 +1,63 @@
+"""Runs cases one after the other and writes each result as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from attnkit_models.bench import report, results
+from attnkit_models.bench.case import Case, Setting
+from attnkit_models.bench.machine import commit, now
+from attnkit_models.bench.runner import Record, run_case
+
+QUICK = 0.05
+
+
+def run_all(
+    cases: Sequence[Case],
+    before: results.Results,
+    path: Path,
+    setting: Setting,
+    tell: Callable[[str], object],
+    *,
+    quick: bool = False,
+    resume: bool = False,
+) -> results.Results:
+    """Measures cases into a file of results.
+
+    Args:
+        cases: what to measure.
+        before: results so far, whose other cases stay.
+        path: the file.
+        setting: where and how.
+        tell: gets lines for the terminal.
+        quick: spend a twentieth of the time.
+        resume: leave out cases that were measured at this commit.
+    """
+    found, here = before, commit()
+    done = {one["name"] for one in before["cases"] if one["commit"] == here and "error" not in one}
+    for case in cases:
+        if resume and here and case.name in done:
+            tell(f"{case.name}: measured at this commit")
+            continue
+        record = _run(case, setting, QUICK if quick else 1.0)
+        if setting.device.type == "cpu" and (record["load"] or 0) > 0.5 + torch.get_num_threads():
+            tell(f"the machine was busy before this case (load {record['load']}): do not trust its times")
+        for line in report.lines(case, record):
+            tell(line)
+        found = results.merged(found, record)
+        results.write(path, found)
+    return found
+
+
+def _run(case: Case, setting: Setting, share: float) -> Record:
+    """A case's record; one that cannot be made ready, for want of memory say, does not end the run."""
+    started = now()
+    try:
+        return run_case(case, setting, share)
+    except (RuntimeError, MemoryError) as error:
+        head = {"name": case.name, "problem": case.problem, "title": case.title, "sizes": dict(case.sizes)}
+        empty = {"density": None, "facts": {}, "contenders": {}, "seconds": 0.0}
+        return {**head, **started, **empty, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}

@@ -1,0 +1,82 @@
+"""Timing: contenders one after the other, round after round, so that all meet the same disturbances."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+# A shorter measurement says more about the clock than about the work.
+SHORTEST = 0.004
+
+
+@dataclass
+class Times:
+    """Seconds a call, one number a round."""
+
+    samples: list[float] = field(default_factory=list)
+
+    def record(self, factor: float = 1.0) -> dict[str, float]:
+        """Minimum and median in milliseconds, and how many rounds."""
+        return {
+            "min": round(1e3 * factor * min(self.samples), 4),
+            "median": round(1e3 * factor * statistics.median(self.samples), 4),
+            "rounds": len(self.samples),
+        }
+
+
+def seconds_a_call(run: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds a call over some calls in a row."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1e3 / calls
+    began = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - began) / calls
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], seconds: float, device: torch.device, least: int = 3
+) -> dict[str, Times]:
+    """Times several computations in turns.
+
+    Every one is called once to warm up and to see how long it takes; where that alone takes more than its share, the
+    warm-up counts and few rounds follow.
+
+    Args:
+        runs: the computations by name.
+        seconds: time to spend, about.
+        device: where they compute.
+        least: rounds that each gets in any case, unless it takes longer than its share.
+    """
+    share = seconds / max(len(runs), 1)
+    times = {name: Times() for name in runs}
+    calls, wanted, spent = {}, {}, dict.fromkeys(runs, 0.0)
+    for name, run in runs.items():
+        first = seconds_a_call(run, 1, device)
+        calls[name] = max(math.ceil(SHORTEST / max(first, 1e-7)), 1)
+        wanted[name] = min(least, max(math.ceil(share / first), 1))
+        if first > share / 2:
+            times[name].samples.append(first)
+            spent[name] += first
+    end = time.perf_counter() + seconds
+    while True:
+        ended = time.perf_counter() > end
+        todo = [name for name in runs if len(times[name].samples) < wanted[name] or (not ended and spent[name] < share)]
+        if not todo:
+            return times
+        for name in todo:
+            one = seconds_a_call(runs[name], calls[name], device)
+            times[name].samples.append(one)
+            spent[name] += one * calls[name]

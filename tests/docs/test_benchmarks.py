@@ -1,0 +1,82 @@
+"""The page on benchmarks shows the results that lie in the repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from attnkit_models.bench import results
+from attnkit_models.bench.case import OURS
+from attnkit_models.bench.kinds import KINDS
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    spec = importlib.util.spec_from_file_location("benchmarks", DOCS / "generate" / "benchmarks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def contender(scale: float) -> dict:
+    time = {"min": scale, "median": scale, "rounds": 3}
+    memory = {"memory forward": 1000, "memory training": 2000}
+    return {"passed": True, "errors": {}, "forward": time, "training": time, **memory}
+
+
+def measured(kind: str) -> dict:
+    """Results of a kind in which dense attention is always twice as fast."""
+    cases = [
+        {
+            "name": case.name,
+            "problem": case.problem,
+            "title": case.title,
+            "sizes": dict(case.sizes),
+            "date": "2026-11-21",
+            "commit": "abc",
+            "load": 0.0,
+            "density": 0.25,
+            "facts": {"tokens": 64, "batch": 1},
+            "contenders": {OURS: contender(2.0), "dense SDPA": {**contender(1.0), "times": 16}},
+            "seconds": 1.0,
+        }
+        for case in KINDS[kind]
+    ]
+    where = {"processor": "CPU", "instructions": "AVX2", "threads": 2, "memory": "8 GiB", "dtype": "float32"}
+    where |= {"python": "3.12", "versions": {"torch": "2.15"}, "attnkit": "0.1"}
+    return {**results.empty(kind, where), "cases": cases}
+
+
+def test_the_page_shows_the_results(benchmarks):
+    shown = benchmarks.PAGE.read_text(encoding="utf-8").partition(benchmarks.BEGIN)[2].partition(benchmarks.END)[0]
+    assert shown.strip() == benchmarks.page(benchmarks.stored())
+
+
+def test_every_stored_result_is_one_and_its_pictures_lie_beside_the_page(benchmarks):
+    for stem, one in benchmarks.stored().items():
+        assert results.wrong(one) == []
+        assert stem.endswith(one["kind"])
+    for name in re.findall(r"\]\((pictures/[^)]+)\)", benchmarks.PAGE.read_text(encoding="utf-8")):
+        assert (DOCS / name).is_file()
+
+
+def test_a_page_is_made_from_results_of_every_kind(benchmarks, tmp_path):
+    folder, page = tmp_path / "results", tmp_path / "page.md"
+    for kind in KINDS:
+        results.write(folder / f"cpu-{kind}.json", measured(kind))
+    results.write(folder / "cpu-headline-quick.json", measured("headline"))
+    page.write_text(f"before\n\n{benchmarks.BEGIN}\nold\n{benchmarks.END}\n\nafter\n", encoding="utf-8")
+    benchmarks.renew(folder, page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before") and text.endswith("after\n") and "\nold\n" not in text
+    for title in ("The headline: CPU, 2 threads", "Sweeps: CPU", "Whole models: CPU", "Where attnkit loses"):
+        assert title in text
+    assert "**missed**" in text and "2.00 times as fast" in text and "1/16 of the queries, times 16" in text
+    assert text.count("### The headline") == 1
+    pictures = re.findall(r"\]\((pictures/[^)]+)\)", text)
+    assert len(pictures) == 2 and all((tmp_path / name).is_file() for name in pictures)
