@@ -66,13 +66,13 @@ def now() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with `+` where files differ from it; empty outside one."""
+    """The commit of the checkout, with `+` where its code differs from it; empty where this is none."""
     here = Path(__file__).parent
-    if shutil.which("git") is None:
+    # An installed package may lie inside another project's checkout.
+    if shutil.which("git") is None or not _git(here, "ls-files", Path(__file__).name):
         return ""
-    name = _git(here, "rev-parse", "--short=10", "HEAD")
-    changed = _git(here, "status", "--porcelain", "--", "*.py")
-    return name + ("+" if name and changed else "")
+    changed = _git(here, "status", "--porcelain", "--", ":/*.py")
+    return _git(here, "rev-parse", "--short=10", "HEAD") + "+" * bool(changed)
 
 
 def _git(where: Path, *words: str) -> str:

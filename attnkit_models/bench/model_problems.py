@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,19 @@ def on_guest(backend: str | None, run: Callable[[], Tensor]) -> Tensor:
         return run()
 
 
-def model_check(name: str, backend: str | None, seed: int) -> Mapping[str, float]:
-    """Errors of logits and of the image's gradient against the reference backend, in float64."""
-    model = built(name, CHECKED_SIZE, seed).double().eval()
-    image = images(1, CHECKED_SIZE, seed).double().requires_grad_()
+def model_check(name: str, backend: str | None, setting: Setting) -> Mapping[str, float]:
+    """Errors of logits and of the image's gradient against the reference backend, in float64 on the same device."""
+    return _model_errors(name, backend, CHECKED_SIZE, setting)
+
+
+@functools.cache
+def _model_errors(name: str, backend: str | None, size: int, setting: Setting) -> Mapping[str, float]:
+    model = built(name, size, setting.seed).to(setting.device).double().eval()
+    image = images(1, size, setting.seed).to(setting.device).double().requires_grad_()
     out = on_guest(backend, lambda: model(image))
     with attnkit.use_backend("reference"):
         right = model(image)
-    arriving = torch.randn(right.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=right.dtype)
+    arriving = torch.linspace(-1, 1, right.shape[-1], dtype=right.dtype, device=right.device).expand_as(right)
     found, expected = (torch.autograd.grad(one, image, arriving)[0] for one in (out, right))
     return {"output": difference(out, right), "gradients": difference(found, expected)}
 
@@ -62,20 +67,20 @@ class Trainer:
     Args:
         model: takes images and returns logits.
         batch: images (B, 3, H, W).
+        low: half precision to compute in, by autocast, or None.
         backend: name of a guest backend, or None.
     """
 
-    def __init__(self, model: nn.Module, batch: Tensor, backend: str | None = None) -> None:
-        self.model, self.batch, self.backend = model.to(batch.device), batch, backend
+    def __init__(self, model: nn.Module, batch: Tensor, low: torch.dtype | None, backend: str | None = None) -> None:
+        self.model, self.batch, self.low, self.backend = model.to(batch.device), batch, low, backend
         self.labels = torch.arange(len(batch), device=batch.device) % CLASSES
         # The same work as any rate, and weights that stay where they are.
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-12)
 
     def logits(self) -> Tensor:
-        """Mixed precision on GPUs, as models are trained there."""
-        low = self.batch.dtype if self.batch.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-        with torch.autocast(self.batch.device.type, low, enabled=self.batch.device.type == "cuda"):
-            return on_guest(self.backend, lambda: self.model(self.batch.float()))
+        """The model's output, in mixed precision where half precision is asked for, as models are trained."""
+        with torch.autocast(self.batch.device.type, self.low, enabled=self.low is not None):
+            return on_guest(self.backend, lambda: self.model(self.batch))
 
     def forward(self) -> Tensor:
         """Inference."""
@@ -94,6 +99,11 @@ class Trainer:
         return Contender(self.forward, (), None if check is None else lambda _: check(), same=same, step=self.step)
 
 
+def half(setting: Setting) -> torch.dtype | None:
+    """Half precision where a setting asks for it."""
+    return setting.dtype if setting.dtype in (torch.bfloat16, torch.float16) else None
+
+
 def from_timm(name: str, size: int) -> nn.Module:
     """A model of timm at an image size, with random weights."""
     timm = importlib.import_module("timm")
@@ -105,8 +115,10 @@ def recipe_step(setting: Setting, *, name: str, size: int, batch: int) -> Proble
     batches = images(setting.batch(batch), size, setting.seed).to(setting.device)
     contenders = {}
     for label, backend in ((OURS, None), ("BiFormer gather", BIFORMER_GATHER)):
-        check = partial(model_check, name, backend, setting.seed)
-        contenders[label] = Trainer(built(name, size, setting.seed), batches, backend).contender(check, same=True)
+        check = functools.partial(model_check, name, backend, setting)
+        contenders[label] = Trainer(built(name, size, setting.seed), batches, half(setting), backend).contender(
+            check, same=True
+        )
     return Problem(contenders, None, {"size": size, "batch": len(batches)})
 
 
@@ -116,12 +128,14 @@ def models(setting: Setting, *, size: int, batch: int, names: Sequence[str], tim
     contenders: dict[str, Contender] = {}
     for label in names:
         name, _, backend = label.partition(" on ")
-        check = partial(model_check, name, backend or None, setting.seed)
-        trainer = Trainer(built(name, size, setting.seed), batches, backend or None)
+        check = functools.partial(model_check, name, backend or None, setting)
+        trainer = Trainer(built(name, size, setting.seed), batches, half(setting), backend or None)
         contenders[label] = trainer.contender(check, same=True)
     for name in timm:
         try:
-            contenders[f"timm {name}"] = Trainer(from_timm(name, size), batches).contender(None, same=False)
+            contenders[f"timm {name}"] = Trainer(from_timm(name, size), batches, half(setting)).contender(
+                None, same=False
+            )
         except Exception as error:
             contenders[f"timm {name}"] = refused(f"{type(error).__name__}: {error}")
     return Problem(contenders, None, {"size": size, "batch": len(batches)})

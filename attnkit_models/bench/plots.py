@@ -8,7 +8,7 @@ from typing import Any
 from attnkit.errors import load_extra
 from attnkit_models.bench.case import OURS
 from attnkit_models.bench.report import by_name, crossover, number, points
-from attnkit_models.bench.sweeps import IMAGE_SIZE, KEEP, SWEEPS, TOPK, WINDOW
+from attnkit_models.bench.sweeps import IMAGE_SIZE, KEEP, TOPK, WINDOW
 
 BY_DENSITY = (TOPK, WINDOW, KEEP)
 COLORS = ("#1f6f8b", "#d1495b", "#7a9e3a", "#8d6cab", "#c98a2b")
@@ -69,23 +69,6 @@ def plot_tokens(results: dict[str, Any], path: Path) -> None:
                 width = 2.2 if name == OURS else 1.2
                 axis.plot(*zip(*drawn, strict=True), marker="o", markersize=4, color=color, linewidth=width, label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label, title="forward and backward")
-        axis.legend(fontsize=7)
-    save(made, path)
-
-
-def plot_sweeps(results: dict[str, Any], path: Path) -> None:
-    """Forward time along every sweep."""
-    made, axes = figure(len(SWEEPS))
-    cases = by_name(results)
-    for axis, sweep in zip(axes, SWEEPS, strict=True):
-        records = [cases[case.name] for case in sweep.cases if case.name in cases]
-        names = list(dict.fromkeys(name for record in records for name in record["contenders"]))
-        for color, name in zip((*COLORS, "grey"), names, strict=False):
-            drawn = [(record["facts"][sweep.axis], number(record, name, "forward")) for record in records]
-            drawn = [(at, value) for at, value in drawn if value]
-            if drawn:
-                axis.plot(*zip(*drawn, strict=True), marker="o", markersize=4, color=color, label=name)
-        axis.set(xscale="log", yscale="log", xlabel=sweep.axis, ylabel="milliseconds, forward", title=sweep.name)
         axis.legend(fontsize=7)
     save(made, path)
 

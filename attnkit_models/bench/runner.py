@@ -29,6 +29,9 @@ PROBLEMS = {
     "models": "attnkit_models.bench.model_problems:models",
 }
 
+# Seconds after which warming up no longer matters.
+SLOW = 0.5
+
 Record = dict[str, Any]
 
 
@@ -145,16 +148,19 @@ def _time(
 
 
 def _fastest(one: Contender, setting: Setting, *, grad: bool) -> tuple[Callable[[], object] | None, str]:
-    """The call to time: of several variants, the one whose second call was the fastest."""
+    """The call to time: of several variants, the one that was the fastest once it was warm."""
     if not one.variants:
         return (training_step(one) if grad else one.forward), ""
     timed: dict[str, tuple[float, Callable[[], object]]] = {}
     for variant, forward in one.variants.items():
         call = training_step(Contender(forward, one.leaves)) if grad else forward
         with _grad(grad):
-            each = [_attempt(lambda call=call: _seconds(call, setting)) for _ in range(2)]
-        if each[-1] is not None:
-            timed[variant] = (each[-1], call)
+            seconds = _attempt(lambda call=call: _seconds(call, setting))
+            if seconds is not None and seconds < SLOW:
+                # The first call may have had to warm up.
+                seconds = _attempt(lambda call=call: _seconds(call, setting))
+        if seconds is not None:
+            timed[variant] = (seconds, call)
     if not timed:
         return None, ""
     best = min(timed, key=lambda variant: timed[variant][0])
