@@ -11,7 +11,7 @@ from torch import Tensor
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.shifts import shifted_attention
-from attnkit.kernels.softmax import fused_attention, plain_attention
+from attnkit.kernels.softmax import fusable, fused_attention, global_rows, plain_attention, visible_values
 from attnkit.layouts import Blocks, Stencil, TokenSets
 
 # In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, starting one small
@@ -49,7 +49,7 @@ class GatherBackend(Backend):
         if isinstance(layout, Blocks):
             image = _blocks(call, layout)
         elif isinstance(layout, Stencil) and layout.border == "mask":
-            k, v = _visible_values(call)
+            k, v = visible_values(call)
             image = shifted_attention(call.replace(k=k, v=v), layout)
         elif isinstance(layout, Stencil):
             image = _lists(call, layout.taps(call.q.device)[None, None])
@@ -58,34 +58,9 @@ class GatherBackend(Backend):
             image = _lists(call, layout.index)
         if not prefix:
             return image
-        row = _global_rows(call, prefix)
+        row = global_rows(call, prefix)
         lse = None if image.lse is None or row.lse is None else torch.cat([row.lse, image.lse], dim=2)
         return AttendResult(torch.cat([row.out, image.out], dim=2), lse)
-
-
-def _fused(call: AttendCall) -> bool:
-    return call.gain is None and not call.return_lse and call.q.dtype == call.v.dtype
-
-
-def _visible_values(call: AttendCall) -> tuple[Tensor, Tensor]:
-    """k and v with zeros where no query may look, so that NaN there cannot spread as zero times NaN."""
-    mask = call.layout.key_mask
-    if mask is None:
-        return call.k, call.v
-    return call.k.where(mask[..., None], 0.0), call.v.where(mask[..., None], 0.0)
-
-
-def _global_rows(call: AttendCall, prefix: int) -> AttendResult:
-    """The prefix queries, which see every key that is not masked."""
-    mask = None if call.layout.key_mask is None else call.layout.key_mask[:, :, None]
-    k, v = _visible_values(call)
-    rows = torch.arange(prefix, device=call.q.device)[None, None, :, None]
-    keys = torch.arange(call.k.shape[2], device=call.q.device)[None, None, None]
-    bias, gain = (call.pairs_at(values, rows, keys) for values in (call.bias, call.gain))
-    q = call.q[:, :, :prefix]
-    if _fused(call):
-        return AttendResult(fused_attention(q, k, v, mask, call.scale, bias), None)
-    return plain_attention(q, k, v, mask, call.scale, bias, gain, call.compute_dtype)
 
 
 def _fetch(rows: Tensor, token: Tensor) -> Tensor:
@@ -154,8 +129,8 @@ def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
         keys = torch.cat([shared, keys], dim=3)
     partial = layout.key_mask is not None or layout.keys_cut.padded or layout.index is not None
     valid = None
-    k, v = _visible_values(call)
-    if not _fused(call):
+    k, v = visible_values(call)
+    if not fusable(call):
         k, v = k.to(call.compute_dtype), v.to(call.compute_dtype)
     near_k, near_v = _fetch(k, keys), _fetch(v, keys)
     if partial:
@@ -171,7 +146,7 @@ def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
     near_q = _fetch(call.q, order.token)
     pairs = (order.token[..., :, None], keys[..., None, :])
     bias, gain = (call.pairs_at(values, *pairs) for values in (call.bias, call.gain))
-    if _fused(call):
+    if fusable(call):
         out, lse = _fused_blocks(near_q, near_k, near_v, valid, call.scale, bias), None
     else:
         out, lse = plain_attention(near_q, near_k, near_v, valid, call.scale, bias, gain, call.compute_dtype)
@@ -203,7 +178,7 @@ def _lists(call: AttendCall, index: Tensor) -> AttendResult:
         index = torch.cat([shared, index], dim=3)
     valid = index >= 0
     # Before they are fetched, so that the gradients of all who fetch a key are added up in this dtype.
-    k, v = (one.to(call.compute_dtype) for one in _visible_values(call))
+    k, v = (one.to(call.compute_dtype) for one in visible_values(call))
     near_k, near_v = _fetch(k, index), _fetch(v, index)
     near_k, near_v = near_k.where(valid[..., None], 0.0), near_v.where(valid[..., None], 0.0)
     if layout.key_mask is not None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnkit.kernels.call import AttendResult
+from attnkit.kernels.call import AttendCall, AttendResult
 
 
 def masked_softmax(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -88,3 +88,29 @@ def _narrowed(bias: Tensor, dtype: torch.dtype) -> Tensor:
     if limit < torch.finfo(bias.dtype).max:
         bias = bias.clamp(-limit, limit).where(bias.isfinite(), bias)
     return bias.to(dtype)
+
+
+def fusable(call: AttendCall) -> bool:
+    """Whether `scaled_dot_product_attention` gives all that a call asks for."""
+    return call.gain is None and not call.return_lse and call.q.dtype == call.v.dtype
+
+
+def visible_values(call: AttendCall) -> tuple[Tensor, Tensor]:
+    """k and v with zeros where no query may look, so that NaN there cannot spread as zero times NaN."""
+    mask = call.layout.key_mask
+    if mask is None:
+        return call.k, call.v
+    return call.k.where(mask[..., None], 0.0), call.v.where(mask[..., None], 0.0)
+
+
+def global_rows(call: AttendCall, prefix: int) -> AttendResult:
+    """The prefix queries, which see every key that is not masked."""
+    mask = None if call.layout.key_mask is None else call.layout.key_mask[:, :, None]
+    k, v = visible_values(call)
+    rows = torch.arange(prefix, device=call.q.device)[None, None, :, None]
+    keys = torch.arange(call.k.shape[2], device=call.q.device)[None, None, None]
+    bias, gain = (call.pairs_at(values, rows, keys) for values in (call.bias, call.gain))
+    q = call.q[:, :, :prefix]
+    if fusable(call):
+        return AttendResult(fused_attention(q, k, v, mask, call.scale, bias), None)
+    return plain_attention(q, k, v, mask, call.scale, bias, gain, call.compute_dtype)

@@ -51,7 +51,8 @@ def test_relative_tables(backend, grid, seed, extents, border, strided, with_gai
         layouts += [Blocks.windows(grid, 2), Blocks.from_regions(grid, 2, index)]
     with_gain = with_gain and backend not in ("sdpa", "chunked")
     if backend == "chunked":
-        layouts = [one.lower(kind) for one in layouts for kind in ("token_mask", "token_sets")]
+        others = [one.lower(kind) for one in layouts for kind in ("token_mask", "token_sets")]
+        layouts = [*others, *(one for one in layouts if isinstance(one, Blocks))]
     for layout in layouts:
         qkv = random_qkv((layout.num_queries, layout.num_keys), batch=2, heads=2, seed=seed, grad=True)
         tables = [random_tensor(2, *extents, seed=seed + at, grad=True) for at in range(2)]
@@ -96,4 +97,4 @@ def test_who_accepts_what(case, seed):
     assert accepts("reference", case, q, k, v, gain=q.new_ones(1, 1, 1, 1), return_lse=True)
     assert accepts("sdpa", case, q, k, v)
     assert accepts("gather", case, q, k, v) == (case.layout.kind in ("blocks", "stencil", "token_sets"))
-    assert accepts("chunked", case, q, k, v) == (case.layout.kind in ("token_mask", "token_sets"))
+    assert accepts("chunked", case, q, k, v) == (case.layout.kind in ("blocks", "token_mask", "token_sets"))

@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant(
         "prefix_rows_see_masked_keys",
         "Prefix queries see masked keys.",
-        "attnkit.kernels.gather:_global_rows",
+        "attnkit.kernels.softmax:global_rows",
         "mask = None if call.layout.key_mask is None else call.layout.key_mask[:, :, None]",
         "mask = None",
         (gather("blocks", "stencil"),),
@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant(
         "nan_behind_the_mask",
         "Fetched values that are masked reach the output as zero times NaN.",
-        "attnkit.kernels.gather:_visible_values",
+        "attnkit.kernels.softmax:visible_values",
         "call.v.where(mask[..., None], 0.0)",
         "call.v",
         (gather("blocks", "stencil"),),

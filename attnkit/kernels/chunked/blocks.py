@@ -1,0 +1,204 @@
+"""Blocks on the CPU: a few blocks of queries at a time, with the blocks of keys they see copied beside each other.
+
+The rows of a few heads are put into the order of their blocks, so that a block is one run of memory. What a block's
+queries see is then a few whole runs, and PyTorch's fused attention computes the rest, in float32 or float64. The
+backward pass makes the weights again. Beside the gradients, memory grows with the tokens of one head, and not with how
+many keys a query sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from attnkit.kernels.backend import size_of
+from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.chunked.block_slabs import Near, Slabs, Tables
+from attnkit.kernels.chunked.family import Family
+from attnkit.kernels.ops.blocks import BLOCKS
+from attnkit.kernels.softmax import global_rows
+from attnkit.layouts import Blocks
+
+# In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, the same where no head
+# and no item has a table of its own and blocks see themselves, starting one small problem and starting one call.
+FETCH = 60.0
+FETCH_WINDOW = 120.0
+SMALL_PROBLEM = 1e5
+START = 3e6
+
+_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def _why_not(call: AttendCall) -> tuple[str, ...]:
+    reasons = []
+    if call.q.device.type != "cpu":
+        reasons.append(f"q lies on {call.q.device}, and its kernels for blocks are for the CPU")
+    if call.gain is not None:
+        reasons.append("a gain multiplies the weights after the softmax, which the fused kernel does not do")
+    if call.q.dtype != call.v.dtype:
+        reasons.append(f"q and k are {call.q.dtype} but v is {call.v.dtype}; it needs one dtype")
+    if not call.layout.key_slots:
+        reasons.append("there are no keys to fetch")
+    if torch.compiler.is_exporting():
+        reasons.append("torch.export writes PyTorch's own operators, so that what it writes needs no attnkit")
+    return tuple(reasons)
+
+
+def _cost(call: AttendCall) -> float:
+    layout = cast("Blocks", call.layout)
+    heads, width = call.q.shape[1], call.k.shape[3] + call.v.shape[3]
+    windows = layout.index is None and layout.order.token.shape[:2].numel() == 1
+    fetched = (FETCH_WINDOW if windows else FETCH) * layout.key_slots * width
+    return size_of(call, layout.key_slots) + heads * layout.num_blocks * (fetched + SMALL_PROBLEM) + START
+
+
+def _run(call: AttendCall) -> AttendResult:
+    layout = cast("Blocks", call.layout)
+    queries, keys, prefix = layout.order, layout.keys_cut, layout.prefix
+    bias = None
+    if call.bias is not None:
+        tokens = layout.key_tokens()
+        if prefix:
+            shared = torch.arange(prefix, device=tokens.device).expand(*tokens.shape[:3], -1)
+            tokens = torch.cat([shared, tokens], dim=3)
+        bias = call.pairs_at(call.bias, queries.token[..., :, None], tokens[..., None, :])
+    tables = (queries.token, queries.slot, keys.token, keys.slot, layout.index, layout.key_mask, bias)
+    padded = [queries.padded, keys.padded]
+    out, lse = BLOCKS.op(call.q, call.k, call.v, *tables, prefix, padded, float(call.scale))
+    if not prefix:
+        return AttendResult(out, lse if call.return_lse else None)
+    row = global_rows(call, prefix)
+    joined = None if row.lse is None or not call.return_lse else torch.cat([row.lse, lse], dim=2)
+    return AttendResult(torch.cat([row.out, out], dim=2), joined)
+
+
+BLOCKED = Family(_why_not, _cost, _run)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    tables = Tables(*rest)
+    batch, heads = q.shape[:2]
+    count = tables.query_slot.shape[2]
+    out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
+    slabs = Slabs(q, v, tables, written=tables.bias is not None)
+    lse = q.new_empty(batch, heads, count, dtype=slabs.dtype)
+    slab_q, slab_k, slab_v, first_k, first_v = _inputs(slabs)
+    slab_out = slabs.queries()
+    for pairs in slabs.slabs:
+        slabs.start(*pairs)
+        used = slabs.put_queries(q[:, :, tables.prefix :], slab_q)
+        slabs.put_keys(k, slab_k, first_k)
+        slabs.put_keys(v, slab_v, first_v)
+        found_lse = slabs.like.new_empty(used.shape[:2])
+        for first, last in slabs.chunks():
+            near = slabs.near(slab_k, slab_v, first_k, first_v, first, last)
+            mask = None if near.mask is None else near.mask[:, None]
+            folded = (one[:, None] for one in (used[first:last], near.k, near.v))
+            found, total = _fused(*folded, attn_mask=mask, scale=tables.scale)
+            slab_out[first:last] = found[:, 0]
+            found_lse[first:last] = total[:, 0]
+            if near.empty is not None:
+                found_lse[first:last].masked_fill_(near.empty, -torch.inf)
+        slabs.take_queries(slab_out, out)
+        slabs.take_numbers(found_lse, lse)
+    return out, lse
+
+
+def _backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    tables, needs = Tables(*rest[:-1]), rest[-1]
+    written = needs[3] or grad_lse is not None
+    slabs = Slabs(q, v, tables, written=written or tables.bias is not None)
+    grads = [torch.empty_like(one) for one in (q, k, v)]
+    grads[0][:, :, : tables.prefix] = 0.0
+    grad_bias = _like_bias(tables.bias, slabs) if needs[3] else None
+    slab_q, slab_k, slab_v, first_k, first_v = _inputs(slabs)
+    slab_out, slab_grad, slab_grad_q = slabs.queries(), slabs.queries(), slabs.queries()
+    slab_grad_k, slab_grad_v, first_grad_k, first_grad_v = (
+        *(slabs.keys() for _ in range(2)),
+        *(slabs.first_keys() for _ in range(2)),
+    )
+    for pairs in slabs.slabs:
+        slabs.start(*pairs)
+        used = slabs.put_queries(q[:, :, tables.prefix :], slab_q)
+        slabs.put_keys(k, slab_k, first_k)
+        slabs.put_keys(v, slab_v, first_v)
+        reached = slabs.put_queries(out, slab_out)
+        grad = slab_grad[: len(used)] if grad_out is None else slabs.put_queries(grad_out, slab_grad)
+        # exp(logit - inf) is 0: where nothing is seen there are no weights.
+        total = slabs.put_numbers(lse, torch.inf)
+        total.masked_fill_(total == -torch.inf, torch.inf)
+        pull = None if grad_lse is None else slabs.put_numbers(grad_lse, 0.0)
+        slabs.clear_keys(slab_grad_k, first_grad_k)
+        slabs.clear_keys(slab_grad_v, first_grad_v)
+        for first, last in slabs.chunks():
+            near = slabs.near(slab_k, slab_v, first_k, first_v, first, last)
+            given = (grad[first:last], used[first:last], near, reached[first:last], total[first:last])
+            if written:
+                found = _written_backward(*given, None if pull is None else pull[first:last], tables.scale)
+                if grad_bias is not None:
+                    grad_bias.index_add_(0, slabs.biases[first:last], found[3].flatten(1))
+            else:
+                found = _fused_gradients(*given, tables.scale)
+            slab_grad_q[first:last] = found[0]
+            slabs.add_keys(found[1], slab_grad_k, first_grad_k, first, last)
+            slabs.add_keys(found[2], slab_grad_v, first_grad_v, first, last)
+        slabs.take_queries(slab_grad_q, grads[0][:, :, tables.prefix :])
+        slabs.take_keys(slab_grad_k, first_grad_k, grads[1])
+        slabs.take_keys(slab_grad_v, first_grad_v, grads[2])
+    if grad_bias is not None:
+        assert tables.bias is not None
+        grads.append(torch.empty_like(tables.bias).copy_(grad_bias.view(tables.bias.shape)))
+    return [one for one, need in zip(grads, needs, strict=False) if need]
+
+
+BLOCKS.kernels("CPU", _forward, _backward)
+
+
+def _inputs(slabs: Slabs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return slabs.queries(), slabs.keys(), slabs.keys(), slabs.first_keys(), slabs.first_keys()
+
+
+def _like_bias(bias: Tensor | None, slabs: Slabs) -> Tensor:
+    assert bias is not None
+    return slabs.like.new_zeros(bias.shape[:3].numel(), bias.shape[3:].numel())
+
+
+def _fused_gradients(
+    grad: Tensor, q: Tensor, near: Near, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mask = None if near.mask is None else near.mask[:, None]
+    folded = [one[:, None] for one in (grad, q, near.k, near.v, out, lse)]
+    found = _fused_backward(*folded, 0.0, False, attn_mask=mask, scale=scale)
+    return found[0][:, 0], found[1][:, 0], found[2][:, 0]
+
+
+def _written_backward(
+    grad: Tensor, q: Tensor, near: Near, out: Tensor, lse: Tensor, grad_lse: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and the logits' bias, where fused attention has no gradient for what is asked.
+
+    With weights p and `reached = grad . v`, the logits get `p * (reached - mean)`, where `mean` is the average of what
+    is reached, which is `grad . out`, less what arrives at the lse.
+    """
+    weights = torch.bmm(q, near.k.transpose(1, 2)).mul_(scale)
+    if near.mask is not None:
+        weights += near.mask
+    weights = weights.sub_(lse[..., None]).exp_()
+    mean = (grad * out).sum(-1)
+    if grad_lse is not None:
+        mean = mean - grad_lse.masked_fill(lse == torch.inf, 0.0)
+    grad_v = torch.bmm(weights.transpose(1, 2), grad)
+    pull = torch.bmm(grad, near.v.transpose(1, 2)).sub_(mean[..., None]).mul_(weights)
+    return torch.bmm(pull, near.k).mul_(scale), torch.bmm(pull.transpose(1, 2), q).mul_(scale), grad_v, pull

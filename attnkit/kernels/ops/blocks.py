@@ -1,0 +1,70 @@
+"""`attnkit::blocks` and `attnkit::blocks_backward`: the image's queries over blocks of keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnkit.kernels.ops.registering import OpPair
+from attnkit.layouts import Blocks
+from attnkit.layouts.orders import Order
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the computation: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, query_token: Tensor, query_slot: Tensor, *rest: object
+) -> tuple[Tensor, Tensor]:
+    batch, heads = q.shape[:2]
+    count = query_slot.shape[2]
+    out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
+    return out, q.new_empty(batch, heads, count, dtype=wide(q.dtype))
+
+
+def _work(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_token: Tensor,
+    query_slot: Tensor,
+    key_token: Tensor,
+    key_slot: Tensor,
+    index: Tensor | None,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    prefix: int,
+    padded: list[bool],
+    scale: float,
+) -> tuple[int, int]:
+    cuts = Order(query_token, query_slot, padded[0]), Order(key_token, key_slot, padded[1])
+    layout = Blocks(cuts[0], index, prefix=prefix, key_order=cuts[1], unique=True, key_mask=key_mask)
+    if type(q) is Tensor and not q.is_meta:
+        seen = layout.visible()[..., prefix:]
+        pairs = int(seen.sum()) * (q.shape[0] // seen.shape[0]) * (q.shape[1] // seen.shape[1])
+    else:
+        pairs = q.shape[0] * q.shape[1] * query_slot.shape[2] * layout.key_slots
+    # Backward makes the logits once more, and four products of a pair's numbers with rows of one width.
+    return pairs * (q.shape[3] + v.shape[3]), pairs * (3 * q.shape[3] + 2 * v.shape[3])
+
+
+BLOCKS = OpPair(
+    "blocks",
+    # q, k, v: (B, heads, N, D), (B, heads, N, D), (B, heads, N, Dv), the first `prefix` of each being prefix tokens.
+    # query_token, query_slot, key_token, key_slot: the two cuts, an `Order`'s tables (B or 1, heads or 1, R, T) and
+    # (B or 1, heads or 1, N - prefix). padded: of queries and of keys, whether any slot is empty.
+    # index: (B or 1, heads or 1, R, K), -1 for none, no block twice in a row; None: every block sees its own.
+    # key_mask: bool (B or 1, heads or 1, N).
+    # bias: (B or 1, heads or 1, R or 1, T, prefix + K * T), any values at empty slots.
+    # out: (B, heads, N - prefix, Dv), the queries outside the prefix. lse: (B, heads, N - prefix) in `wide(q.dtype)`,
+    # -inf where no key is seen.
+    arguments="Tensor q, Tensor k, Tensor v, Tensor query_token, Tensor query_slot, Tensor key_token, Tensor key_slot, "
+    "Tensor? index, Tensor? key_mask, Tensor? bias, SymInt prefix, bool[] padded, float scale",
+    outputs=("out", "lse"),
+    gradients=("q", "k", "v", "bias"),
+    lowered=("q", "k", "v"),
+    fake=_fake,
+    work=_work,
+)
