@@ -172,7 +172,7 @@ def _fused_blocks(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scale: 
 
 def _lists(call: AttendCall, index: Tensor) -> AttendResult:
     """Every query with its own list of keys: index (B or 1, heads or 1, Nq - prefix, K)."""
-    layout = call.layout
+    layout, index = call.layout, index.long()
     if layout.global_keys:
         shared = torch.arange(layout.global_keys, device=index.device).expand(*index.shape[:3], -1)
         index = torch.cat([shared, index], dim=3)

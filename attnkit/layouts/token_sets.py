@@ -18,8 +18,8 @@ class TokenSets(Layout):
     """Query i sees the keys listed in `index[..., i, :]`; -1 stands for no key, a repeated key counts once.
 
     Args:
-        index: integer (B or 1, heads or 1, Nq - queries_all, K), keys 0..Nk-1 or -1; fewer leading dimensions serve
-            all items and heads.
+        index: int32 or int64 (B or 1, heads or 1, Nq - queries_all, K), keys 0..Nk-1 or -1; fewer leading dimensions
+            serve all items and heads. It is kept as it is.
         keys: number of keys, Nk.
         queries_all: how many queries stand before the listed ones and see every key.
         keys_all: how many of the first keys every query sees, listed or not.
@@ -53,7 +53,7 @@ class TokenSets(Layout):
         if not self.unique:
             check_range(index, self.keys, "TokenSets.index", "keys")
             index = without_repeats(index, self.keys_all)
-        object.__setattr__(self, "index", index.long())
+        object.__setattr__(self, "index", index)
         object.__setattr__(self, "unique", True)
         super().__post_init__()
 
@@ -82,7 +82,7 @@ class TokenSets(Layout):
         return self.keys_all + self.index.shape[-1]
 
     def to_mask(self, device: torch.device | str | None = None) -> Tensor:
-        spots = torch.where(self.index < 0, self.keys, self.index)
+        spots = torch.where(self.index < 0, self.keys, self.index).long()
         mask = torch.zeros((*spots.shape[:-1], self.keys + 1), dtype=torch.bool, device=spots.device)
         mask = mask.scatter(-1, spots, torch.ones((), dtype=torch.bool, device=spots.device).expand_as(spots))
         inner = mask[..., self.keys_all : self.keys]
@@ -126,5 +126,5 @@ def without_repeats(index: Tensor, known: int = 0) -> Tensor:
 def gathered_keys(key_mask: Tensor, index: Tensor) -> Tensor:
     """Looks up a (B or 1, heads or 1, Nk) mask at an index (B or 1, heads or 1, ..., K); -1 looks up key 0."""
     shape = torch.broadcast_shapes(key_mask.shape[:2], index.shape[:2])
-    spots = index.clamp(min=0).expand(*shape, *index.shape[2:])
+    spots = index.clamp(min=0).long().expand(*shape, *index.shape[2:])
     return key_mask.expand(*shape, -1).gather(-1, spots.flatten(2)).view(spots.shape)

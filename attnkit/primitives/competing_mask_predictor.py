@@ -13,6 +13,7 @@ from torch import Tensor
 from attnkit.grid import Grid
 from attnkit.layouts import TokenMask
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.choosing import best_keys, keys_above
 from attnkit.primitives.guesses import PAPER, GuessHeads, GuessOptions, exact_scores
 from attnkit.primitives.plain import softmax_heads
 from attnkit.primitives.softmax import Plan
@@ -90,31 +91,21 @@ class CompetingMaskPredictorHeads(GuessHeads):
     def plan(self, inputs: HeadInputs) -> Plan:
         options, grid, mask = self.predicted, inputs.grid, inputs.token_mask
         _, k, v = inputs.qkv
-        scores = self.scores(inputs)
+        guess, before = self.guess(inputs), (grid.prefix, grid.prefix - options.prefix)
         if options.score is not None:
-            seen = scores > options.score
+            seen = self.choose(keys_above, guess, options.score, before)
         else:
-            budget = min(options.budget(grid), scores.shape[-1])
-            index = scores.topk(budget, dim=-1).indices
-            chosen = torch.ones_like(index, dtype=torch.bool)
-            if mask is not None:
-                chosen = chosen & (torch.arange(budget, device=index.device) < self._most(mask, grid))
-            seen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, chosen)
-        shared = grid.prefix - options.prefix
-        if shared:
-            seen = torch.cat([seen.new_ones(*seen.shape[:-1], shared), seen], dim=-1)
+            budget = min(options.budget(grid), guess.basis.shape[-1])
+            most = None if mask is None else self._most(mask, grid).flatten()
+            seen = self.choose(best_keys, guess, budget, before, most)
         if mask is None:
-            return Plan(TokenMask(self._with_prefix(seen, grid)))
-        seen = seen & mask[:, None, None]
+            return Plan(TokenMask(seen))
+        left = mask[:, None, None].expand(-1, 1, grid.image_tokens, -1)
         if options.blind:
-            seen = seen & mask[:, None, grid.prefix :, None]
+            left = left & mask[:, None, grid.prefix :, None]
+        seen = seen & torch.cat([left.new_ones(*left.shape[:2], grid.prefix, left.shape[-1]), left], dim=2)
         zeroed = tuple(one.where(mask[:, None, :, None], 0.0) for one in (k, v))
-        return Plan(TokenMask(self._with_prefix(seen, grid)), keys=(zeroed[0], zeroed[1]), restricted=True)
-
-    @staticmethod
-    def _with_prefix(seen: Tensor, grid: Grid) -> Tensor:
-        """Rows of prefix tokens, which see everything, before those of image tokens."""
-        return torch.cat([seen.new_ones(*seen.shape[:2], grid.prefix, seen.shape[-1]), seen], dim=2)
+        return Plan(TokenMask(seen), keys=(zeroed[0], zeroed[1]), restricted=True)
 
     def _most(self, mask: Tensor, grid: Grid) -> Tensor:
         """The largest budget: (B, 1, 1, 1). Prefix tokens count where all image tokens are left, else they do not."""

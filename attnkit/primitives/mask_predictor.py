@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from attnkit.grid import Grid
-from attnkit.layouts import TokenSets
+from attnkit.layouts import TokenMask, TokenSets
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.choosing import best_keys, best_lists
 from attnkit.primitives.guesses import PAPER, GuessHeads, GuessOptions, exact_scores
 from attnkit.primitives.softmax import Plan
 
@@ -82,9 +83,13 @@ class MaskPredictorHeads(GuessHeads):
 
     def plan(self, inputs: HeadInputs) -> Plan:
         grid, tokens = inputs.grid, inputs.x.shape[1]
-        scores = self.scores(inputs, self.predicted.prefix)
-        index = scores.topk(min(self.predicted.budget(grid), tokens - grid.prefix), dim=-1).indices + grid.prefix
-        return Plan(TokenSets(index, tokens, queries_all=grid.prefix, keys_all=grid.prefix, unique=True))
+        guess = self.guess(inputs, self.predicted.prefix)
+        budget, prefix = min(self.predicted.budget(grid), tokens - grid.prefix), grid.prefix
+        # Whichever is smaller: a key in a list takes four bytes, a place in a mask one.
+        if 4 * budget >= tokens - prefix:
+            return Plan(TokenMask(self.choose(best_keys, guess, budget, (prefix, prefix))))
+        index = self.choose(best_lists, guess, budget, prefix)
+        return Plan(TokenSets(index, tokens, queries_all=prefix, keys_all=prefix, unique=True))
 
     def accepts_places(self) -> bool:
         return self.lepe is None

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attnkit.grid import Grid
 from attnkit.layouts import TokenMask
-from attnkit.layouts.base import framed
 from attnkit.primitives.base import BuildContext, HeadInputs
+from attnkit.primitives.choosing import keys_above
 from attnkit.primitives.guesses import PAPER, GuessHeads, GuessOptions, exact_scores
 from attnkit.primitives.softmax import Plan
 
@@ -72,8 +72,8 @@ class ThresholdMaskPredictorHeads(GuessHeads):
         self.predicted = options
 
     def plan(self, inputs: HeadInputs) -> Plan:
-        seen = self.scores(inputs, self.predicted.prefix) > self.predicted.score
-        return Plan(TokenMask(framed(seen, inputs.grid.prefix, inputs.grid.prefix)))
+        guess, prefix = self.guess(inputs, self.predicted.prefix), inputs.grid.prefix
+        return Plan(TokenMask(self.choose(keys_above, guess, self.predicted.score, (prefix, prefix))))
 
     def accepts_places(self) -> bool:
         return self.lepe is None

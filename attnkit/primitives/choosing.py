@@ -1,0 +1,212 @@
+"""Choosing keys by scores of low rank, for some queries at a time: scores of all pairs are never held at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnkit.primitives.highest import Highest
+
+# Scores that are made at one time: they fit the cache, and a step of the search costs more than what it starts.
+SCORES = 1 << 20
+
+
+class Guess(NamedTuple):
+    """Scores of keys at low rank: few shares of each query times a basis.
+
+    Attributes:
+        query: (B, heads, queries, c).
+        pooled: (B, heads, c, r); with the queries it gives the logits of which shares are the softmax.
+        basis: what each share adds to each key's score, >= 0: (r, keys) or (B, r, keys).
+        kept: bool (B, keys), or None; the other keys score -inf.
+        scale: factor of the logits.
+        coefficients: shares that count, the largest ones, where `least_share` is not given.
+        least_share: shares must be above this to count, or None.
+    """
+
+    query: Tensor
+    pooled: Tensor
+    basis: Tensor
+    kept: Tensor | None
+    scale: float
+    coefficients: int
+    least_share: float | None
+
+    def scores(self, item: int, heads: slice, rows: slice) -> Tensor:
+        """Scores (heads * queries, keys) of some queries of an item."""
+        basis = self.basis[item] if self.basis.ndim == 3 else self.basis
+        shares = (torch.bmm(self.query[item, heads, rows], self.pooled[item, heads]) * self.scale).softmax(-1)
+        shares = shares.flatten(0, 1)
+        if self.least_share is not None:
+            scores = shares.where(shares > self.least_share, 0.0) @ basis
+        else:
+            best = shares.topk(min(self.coefficients, shares.shape[1]), dim=-1, sorted=False)
+            # Adds up those rows of the basis, where a product would multiply all of them.
+            scores = F.embedding_bag(best.indices, basis, mode="sum", per_sample_weights=best.values)
+        return scores if self.kept is None else scores.masked_fill_(~self.kept[item], -torch.inf)
+
+    def all_scores(self) -> Tensor:
+        """Scores (B, heads, queries, keys) of all queries, by operators that trace."""
+        shares = ((self.query @ self.pooled) * self.scale).softmax(-1)
+        if self.least_share is not None:
+            shares = shares.where(shares > self.least_share, 0.0)
+        else:
+            best = shares.topk(min(self.coefficients, shares.shape[-1]), dim=-1)
+            shares = torch.zeros_like(shares).scatter(-1, best.indices, best.values)
+        scores = shares @ (self.basis[:, None] if self.basis.ndim == 3 else self.basis)
+        return scores if self.kept is None else scores.masked_fill(~self.kept[:, None, None], -torch.inf)
+
+
+def keys_above(guess: Guess, score: float, prefix: tuple[int, int] = (0, 0)) -> Tensor:
+    """Which keys score more than a number.
+
+    Args:
+        guess: the scores.
+        score: the number.
+        prefix: how many rows and columns of True stand before those of the guess.
+
+    Returns:
+        bool (B, heads, queries, keys), with the prefix.
+    """
+    if _exporting():
+        return _framed(guess.all_scores() > score, prefix)
+    return _chosen(guess, score, 0, None, prefix)
+
+
+def best_keys(guess: Guess, budget: int, prefix: tuple[int, int] = (0, 0), most: Tensor | None = None) -> Tensor:
+    """Which keys score highest, exactly as many as asked for; equal scores are settled arbitrarily.
+
+    Args:
+        guess: the scores.
+        budget: keys per query, 0..keys.
+        prefix: how many rows and columns of True stand before those of the guess.
+        most: int64 (B,); an item's own budget where it is smaller.
+
+    Returns:
+        bool (B, heads, queries, keys), with the prefix.
+    """
+    if _exporting():
+        index = guess.all_scores().topk(budget, dim=-1).indices
+        chosen = torch.ones_like(index, dtype=torch.bool)
+        if most is not None:
+            chosen = chosen & (torch.arange(budget, device=index.device) < most[:, None, None, None])
+        seen = torch.zeros(*index.shape[:3], guess.basis.shape[-1], dtype=torch.bool, device=index.device)
+        return _framed(seen.scatter(-1, index, chosen), prefix)
+    return _chosen(guess, None, budget, most, prefix)
+
+
+def best_lists(guess: Guess, budget: int, first: int = 0) -> Tensor:
+    """The same keys as `best_keys`, as lists of numbers.
+
+    Args:
+        guess: the scores.
+        budget: keys per query, 0..keys.
+        first: number of the guess's first key.
+
+    Returns:
+        (B, heads, queries, budget), int32, or int64 in an exported graph.
+    """
+    if _exporting():
+        return guess.all_scores().topk(budget, dim=-1).indices + first
+    function = _list_operator if torch.compiler.is_compiling() else _list
+    return function(*guess, budget, first)
+
+
+def _exporting() -> bool:
+    """Whether a graph is traced that should hold PyTorch's own operators only."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def _framed(seen: Tensor, prefix: tuple[int, int]) -> Tensor:
+    seen = torch.cat([seen.new_ones(*seen.shape[:-1], prefix[1]), seen], dim=-1)
+    return torch.cat([seen.new_ones(*seen.shape[:2], prefix[0], seen.shape[-1]), seen], dim=2)
+
+
+def _chosen(guess: Guess, score: float | None, budget: int, most: Tensor | None, prefix: tuple[int, int]) -> Tensor:
+    function = _choose_operator if torch.compiler.is_compiling() else _choose
+    return function(*guess, score, budget, most, *prefix)
+
+
+def _choose(
+    query: Tensor,
+    pooled: Tensor,
+    basis: Tensor,
+    kept: Tensor | None,
+    scale: float,
+    coefficients: int,
+    least_share: float | None,
+    score: float | None,
+    budget: int,
+    most: Tensor | None,
+    first_row: int,
+    first_column: int,
+) -> Tensor:
+    guess = Guess(query, pooled, basis, kept, scale, coefficients, least_share)
+    batch, heads, queries = query.shape[:3]
+    shape = (batch, heads, first_row + queries, first_column + basis.shape[-1])
+    seen = torch.empty(shape, dtype=torch.bool, device=query.device)
+    seen[:, :, :first_row] = True
+    seen[..., :first_column] = True
+    budgets = [budget] * batch if most is None else most.clamp(max=budget).tolist()
+    best = {one: Highest(one) for one in budgets}
+    for item, some, rows in _chunks(guess):
+        part = seen[item, some, first_row + rows.start : first_row + rows.stop, first_column:]
+        scores = guess.scores(item, some, rows)
+        found = best[budgets[item]](scores) if score is None else torch.gt(scores, score, out=torch.empty_like(scores))
+        part.copy_(found.view(part.shape))
+    return seen
+
+
+def _list(
+    query: Tensor,
+    pooled: Tensor,
+    basis: Tensor,
+    kept: Tensor | None,
+    scale: float,
+    coefficients: int,
+    least_share: float | None,
+    budget: int,
+    first: int,
+) -> Tensor:
+    guess = Guess(query, pooled, basis, kept, scale, coefficients, least_share)
+    index = torch.empty(*query.shape[:3], budget, dtype=torch.int32, device=query.device)
+    keys, best = basis.shape[-1], Highest(budget)
+    for item, some, rows in _chunks(guess):
+        part = index[item, some, rows]
+        found = best(guess.scores(item, some, rows))
+        spots = found.flatten().nonzero().view(part.shape)
+        part.copy_(spots.sub_(torch.arange(0, found.numel(), keys, device=spots.device).view(*part.shape[:2], 1)))
+    return index.add_(first)
+
+
+def _chunks(guess: Guess) -> list[tuple[int, slice, slice]]:
+    """Items, and some of their heads and queries."""
+    batch, heads, queries = guess.query.shape[:3]
+    keys = max(guess.basis.shape[-1], 1)
+    group = min(max(SCORES // max(queries * keys, 1), 1), heads)
+    count = min(max(SCORES // (group * keys), 1), max(queries, 1))
+    return [
+        (item, slice(head, min(head + group, heads)), slice(row, min(row + count, queries)))
+        for item in range(batch)
+        for head in range(0, heads, group)
+        for row in range(0, queries, count)
+    ]
+
+
+_choose_operator = torch.library.custom_op("attnkit::choose_keys", _choose, mutates_args=())
+_list_operator = torch.library.custom_op("attnkit::list_keys", _list, mutates_args=())
+
+
+@_choose_operator.register_fake
+def _(query: Tensor, pooled: Tensor, basis: Tensor, *rest: Any) -> Tensor:
+    first_row, first_column = rest[-2:]
+    shape = (*query.shape[:2], first_row + query.shape[2], first_column + basis.shape[-1])
+    return query.new_empty(shape, dtype=torch.bool)
+
+
+@_list_operator.register_fake
+def _(query: Tensor, pooled: Tensor, basis: Tensor, *rest: Any) -> Tensor:
+    return query.new_empty((*query.shape[:3], rest[-2]), dtype=torch.int32)

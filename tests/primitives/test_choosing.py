@@ -1,0 +1,162 @@
+"""Keys are chosen a few queries at a time: the choice of whole matrices, in less memory, and as one operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit import CompetingMaskPredictor, Grid, HeadMix, MaskPredictor, ThresholdMaskPredictor
+from attnkit.kernels import recording
+from attnkit.layouts import TokenMask, TokenSets
+from attnkit.primitives import HeadInputs, choosing, highest
+from attnkit.primitives.choosing import Guess, best_keys, best_lists, keys_above
+from attnkit.testing import peak_memory, random_tensor
+
+
+def random_guess(queries=40, keys=50, seed=0, masked=False, per_item=False, **fields):
+    query, pooled = (
+        random_tensor(2, 3, *shape, seed=seed + at, dtype=torch.float32)
+        for at, shape in enumerate([(queries, 4), (4, 9)])
+    )
+    basis = random_tensor(2, 9, keys, seed=seed + 2, dtype=torch.float32).abs()
+    kept = random_tensor(2, keys, seed=seed + 3) > -0.5 if masked else None
+    return Guess(
+        query, pooled, basis if per_item else basis[0], kept, 2.0, **{"coefficients": 4, "least_share": None, **fields}
+    )
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    for module, name, size in ((choosing, "SCORES", 1100), (highest, "SEARCHED", 60), (highest, "SCRATCH", 200)):
+        monkeypatch.setattr(module, name, size)
+
+
+FORMS = [{}, {"masked": True}, {"per_item": True, "masked": True}, {"least_share": 0.1}, {"coefficients": 20}]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("fields", FORMS, ids=str)
+@pytest.mark.parametrize("budget", [0, 1, 7, 30, 50])
+def test_the_best_of_whole_matrices(fields, budget):
+    guess = random_guess(**fields)
+    scores = guess.all_scores()
+    kept = scores.sort(-1, descending=True).values[..., :budget]
+    for seen in (
+        best_keys(guess, budget),
+        torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best_lists(guess, budget).long(), True),
+    ):
+        assert (seen.sum(-1) == budget).all()
+        found = scores.masked_fill(~seen, -torch.inf).sort(-1, descending=True).values[..., :budget]
+        # Sums of eight products in another order.
+        torch.testing.assert_close(found, kept, rtol=1e-5, atol=1e-6)
+    framed = best_keys(guess, budget, (2, 1))
+    assert torch.equal(framed[:, :, 2:, 1:], best_keys(guess, budget))
+    assert framed[:, :, :2].all() and framed[..., :1].all()
+    assert (best_lists(guess, budget, 3) == best_lists(guess, budget) + 3).all()
+    assert best_lists(guess, budget).dtype == torch.int32
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("fields", FORMS, ids=str)
+def test_scores_above_a_number(fields):
+    guess = random_guess(**fields)
+    scores = guess.all_scores()
+    seen = keys_above(guess, 0.6, (1, 2))
+    assert seen[:, :, :1].all() and seen[..., :2].all()
+    clear = (scores - 0.6).abs() > 1e-5
+    assert torch.equal(seen[:, :, 1:, 2:] & clear, (scores > 0.6) & clear)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_item_with_a_smaller_budget():
+    guess = random_guess()
+    seen = best_keys(guess, 10, (0, 0), torch.tensor([4, 99]))
+    assert torch.equal(seen[:1], best_keys(guess, 4)[:1]) and torch.equal(seen[1:], best_keys(guess, 10)[1:])
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("budget", [1, 6, 75, 299])
+def test_rows_of_any_kind(share, budget):
+    """Many equal scores, zeros, -inf and NaN: as many as asked for, and none that topk would not take."""
+    best = highest.Highest(budget)
+    for piece in range(4):
+        scores, size, there = (
+            random_tensor(60, 300, seed=9 * piece + at, dtype=torch.float32).abs() for at in range(3)
+        )
+        scores = scores * size[:, :1] * (there < 2 * share)
+        if piece == 1:
+            scores = (5 * scores).round()
+        if piece == 2:
+            scores[:, ::3] = -torch.inf
+        scores[4], scores[5], scores[6] = 0.0, -torch.inf, torch.nan
+        found = best(scores).bool()
+        assert (found.sum(-1) == budget).all()
+        lowest, highest_left = (
+            scores.masked_fill(~found, torch.inf).amin(-1),
+            scores.masked_fill(found, -torch.inf).amax(-1),
+        )
+        finite = torch.arange(60) != 6
+        assert (lowest >= highest_left)[finite].all()
+
+
+def test_no_matrix_of_all_scores_is_held():
+    """Of the choice remains a bit more than the mask, or the list where that is smaller; float32 scores take four times
+    the mask per head, and topk's numbers of keys eight times the list's length."""
+    tokens, heads = 784, 12
+    grid, x = Grid(28, 28), random_tensor(1, tokens, 96, seed=0, dtype=torch.float32)
+    pairs = heads * tokens**2
+    for keep, own in ((0.25, pairs), (0.05, 4 * heads * tokens * 40)):
+        group = HeadMix(96, [MaskPredictor(heads, tokens, keep)]).groups[0]
+        q, k, v = (random_tensor(1, heads, tokens, 8, seed=at, dtype=torch.float32) for at in range(3))
+
+        def plan(group=group, q=q, k=k, v=v):
+            return group.plan(HeadInputs(x, q, k, v, grid))
+
+        # Pieces of scores: four of them at one time, at most.
+        assert peak_memory(plan) < own + 4 * 4 * choosing.SCORES + 4 * 2**20
+
+
+def test_the_smaller_of_mask_and_lists():
+    grid, x = Grid(8, 8, prefix=1), random_tensor(1, 65, 8, seed=0, dtype=torch.float32)
+    for keep, kind in ((0.23, TokenSets), (0.25, TokenMask)):
+        mix = HeadMix(8, [MaskPredictor(2, 64, keep)])
+        with recording() as choices:
+            mix(x, grid)
+        assert isinstance(choices[0].call.layout, kind)
+
+
+@pytest.mark.parametrize("fields", FORMS[:4], ids=str)
+def test_the_operators_are_registered_rightly(fields):
+    guess = random_guess(6, 5, **fields)
+    torch.library.opcheck(choosing._choose_operator, (*guess, None, 2, torch.tensor([1, 2]), 1, 2))
+    torch.library.opcheck(choosing._choose_operator, (*guess, 0.5, 0, None, 0, 0))
+    torch.library.opcheck(choosing._list_operator, (*guess, 2, 1))
+
+
+PREDICTORS = [
+    MaskPredictor(2, 36, 0.1, prefix=1),
+    ThresholdMaskPredictor(2, 36, score=0.05),
+    CompetingMaskPredictor(2, 36, 0.3, prefix=1),
+]
+
+
+@pytest.mark.parametrize("options", PREDICTORS, ids=str)
+def test_compiled_and_exported(options):
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = HeadMix(16, [options])
+
+        def forward(self, x):
+            return self.mix(x, Grid(6, 6, prefix=1))
+
+    torch._dynamo.reset()
+    layer = Layer().eval()
+    x, more = (random_tensor(size, 37, 16, seed=size, dtype=torch.float32) for size in (2, 3))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
+    assert not any("choose" in str(node.target) or "list_keys" in str(node.target) for node in exported.graph.nodes)
+    for one in (x, more):
+        torch.testing.assert_close(compiled(one), layer(one))
+        torch.testing.assert_close(exported.module()(one), layer(one))
