@@ -126,6 +126,15 @@ def test_the_smaller_of_mask_and_lists():
         assert isinstance(choices[0].call.layout, kind)
 
 
+@pytest.mark.parametrize("keep", [0.05, 0.3])
+def test_autocast_does_not_change_the_choice(keep):
+    group = HeadMix(16, [MaskPredictor(2, 64, keep)]).groups[0]
+    inputs = HeadInputs(torch.zeros(1, 64, 16), *random_tensor(3, 1, 2, 64, 8, seed=0, dtype=torch.float32), Grid(8, 8))
+    plain = group.plan(inputs).layout.to_mask()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(group.plan(inputs).layout.to_mask(), plain)
+
+
 @pytest.mark.parametrize("fields", FORMS[:4], ids=str)
 def test_the_operators_are_registered_rightly(fields):
     guess = random_guess(6, 5, **fields)
