@@ -12,7 +12,6 @@ import copy
 import datetime
 import json
 import math
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +37,7 @@ from attnkit.testing import (
     random_tensor,
     randomize_parameters,
 )
+from attnkit_models.bench.machine import processor
 
 PAGE = Path(__file__).parents[1] / "numerics.md"
 NUMBERS = Path(__file__).parents[1] / "tables" / "numerics.json"
@@ -315,14 +315,6 @@ def memory_table(records: list[Record]) -> str:
     rows = [[f"{one['kernel']} x {one['kernel']}", *(f"{one[name]:g}" for name in names)] for one in records]
     head = ["window", "largest tensor", "forward pass", "kept for backward", "forward and backward", "all logits"]
     return markdown(head, rows)
-
-
-def processor() -> str:
-    """The name of the processor, as far as it is known."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def page(numbers: Record) -> str:

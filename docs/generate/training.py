@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import attnkit
+from attnkit_models.bench.machine import processor
 from attnkit_models.train.data import digits
 from attnkit_models.train.sparsifying import Sparsifying
 from attnkit_models.train.sparsifying_options import RECONSTRUCTION, SparsifyingOptions
@@ -140,14 +141,6 @@ def measure(runs: Path) -> dict[str, Any]:
         "runs": records,
         "untrained predictors": untrained(load_teacher(runs / "teacher")),
     }
-
-
-def processor() -> str:
-    """The name of the processor, as far as it is known."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -87,6 +87,19 @@ def test_other_modules_attention_counts_although_fused():
     assert attnkit.flops(Fused(), 4).total == 16 * 3 * 8 + 2 * 16 * 16 * 8
 
 
+def test_fewer_queries_than_keys_and_values_wider_than_keys():
+    class Own(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.flatten(2).transpose(1, 2)[:, None]
+            mask = torch.ones(1, 1, 5, rows.shape[2], dtype=torch.bool)
+            mask[..., 3:] = False
+            return attnkit.attend(rows[:, :, :5], rows, rows.repeat(1, 1, 1, 2), attnkit.layouts.TokenMask(mask))
+
+    row = attnkit.flops(nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), Own()), (3, 4)).rows[-1]
+    assert row.attention == 5 * 3 * (8 + 16)
+    assert row.dense == 5 * 12 * (8 + 16)
+
+
 def test_it_leaves_no_mark():
     mix = HeadMix(32, [attnkit.RandomWindow(heads=2, window=4)])
     mix.draws += 3
