@@ -79,11 +79,15 @@ class Grid(metaclass=NamedArguments):
 
     def strided(self, stride: Sizes) -> Grid:
         """The grid of every `stride`-th token along each axis, from the first on: sizes are ceil(size / stride)."""
+        if _is_one(stride):
+            return self
         steps = self.per_axis(stride, "stride")
         return Grid(*(-(-size // step) for size, step in zip(self.sizes, steps, strict=True)), prefix=self.prefix)
 
     def refined(self, scale: Sizes) -> Grid:
         """The grid with `scale` places for every token along each axis."""
+        if _is_one(scale):
+            return self
         times = self.per_axis(scale, "scale")
         return Grid(*(size * one for size, one in zip(self.sizes, times, strict=True)), prefix=self.prefix)
 
@@ -114,6 +118,11 @@ class Grid(metaclass=NamedArguments):
             raise ShapeError(
                 f"{what} has {tokens} tokens but {self} holds {prefix}{'*'.join(map(str, self.sizes))} = {self.tokens}"
             )
+
+
+def _is_one(value: Sizes) -> bool:
+    # True counts as 1 too, and is refused.
+    return type(value) is int and value == 1
 
 
 # To torch.export a grid is a constant without tensors in it, which is saved and loaded with the program.

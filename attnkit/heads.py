@@ -25,7 +25,7 @@ from attnkit.errors import ConfigError, shown
 from attnkit.grid import Grid
 from attnkit.mixes import GroupLike, read_groups
 from attnkit.padding import cropped, padded
-from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs, HeadOutput
+from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs
 from attnkit.primitives.draws import DrawCounter
 
 
@@ -104,9 +104,8 @@ class HeadMix(nn.Module):
         self.columns: list[Columns] = [
             check_columns(group, group.columns(context)) for group, context in zip(self.options, contexts, strict=True)
         ]
-        widths = [width for columns in self.columns for width in (columns.q, columns.k, columns.v)]
-        self._widths = widths
-        self.qkv = nn.Linear(dim, sum(widths), bias=qkv_bias) if any(widths) else None
+        self._widths = [columns.q + columns.k + columns.v for columns in self.columns]
+        self.qkv = nn.Linear(dim, sum(self._widths), bias=qkv_bias) if any(self._widths) else None
         self.groups = nn.ModuleList(
             check_group(group, group.build(context)) for group, context in zip(self.options, contexts, strict=True)
         )
@@ -178,17 +177,22 @@ class HeadMix(nn.Module):
         whole = grid
         if self.pad_multiple is not None:
             x, grid, token_mask = padded(x, grid, self.pad_multiple, token_mask)
-        columns = x[..., :0] if self.qkv is None else self.qkv(x)
-        parts = iter(columns.split(self._widths, dim=-1))
+        qkv = self.qkv
+        columns = x[..., :0] if qkv is None else qkv(x)
+        alone = len(self.options) == 1
+        parts = (columns,) if alone else columns.split(self._widths, dim=-1)
         out_grid = grid.strided(self.stride).refined(self.scale)
-        outputs: list[HeadOutput] = []
-        for group, options in zip(self._groups(), self.options, strict=True):
-            q, k, v = (_heads(next(parts), options.heads) for _ in range(3))
+        batch, tokens = x.shape[0], out_grid.tokens if places is None else x.shape[1]
+        joining: list[Tensor] = []
+        aux: dict[str, Tensor] = {}
+        for index, (group, options) in enumerate(zip(self.groups, self.options, strict=True)):
+            q, k, v = _heads(parts[index], self.columns[index], options.heads)
             output = group(HeadInputs(x, q, k, v, grid, token_mask, draw, places, prefix_weights))
-            shape = (x.shape[0], options.heads, out_grid.tokens if places is None else x.shape[1], self.head_dim)
-            outputs.append(check_output(options, output, shape, out_grid))
-        joined = torch.cat([output.out.transpose(1, 2).flatten(2) for output in outputs], dim=-1)
-        aux = {f"{index}.{name}": one for index, output in enumerate(outputs) for name, one in output.aux.items()}
+            check_output(options, output, (batch, options.heads, tokens, self.head_dim), out_grid)
+            joining.append(output.out.transpose(1, 2).flatten(2))
+            for name, one in output.aux.items():
+                aux[f"{index}.{name}"] = one
+        joined = joining[0] if alone else torch.cat(joining, dim=-1)
         if self.pad_multiple is not None:
             joined, out_grid = cropped(joined, grid, whole), whole
         return MixOutput(self.proj(joined), out_grid, aux)
@@ -225,5 +229,16 @@ class HeadMix(nn.Module):
 MIX_KEYWORDS = tuple(HeadMix.__init__.__kwdefaults__ or ())
 
 
-def _heads(columns: Tensor, heads: int) -> Tensor | None:
-    return columns.unflatten(-1, (heads, -1)).transpose(1, 2) if columns.shape[-1] else None
+def _heads(columns: Tensor, widths: Columns, heads: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """q, k and v of one group, views (B, heads, N, D) of its columns (B, N, q + k + v)."""
+    batch, tokens, _ = columns.shape
+    each = (widths.q, widths.k, widths.v)
+    if each[0] == each[1] == each[2] and each[0]:
+        q, k, v = columns.view(batch, tokens, 3, heads, each[0] // heads).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    parts = columns.split(each, dim=-1) if sum(map(bool, each)) > 1 else [columns if width else None for width in each]
+    q, k, v = (
+        part.view(batch, tokens, heads, width // heads).transpose(1, 2) if part is not None and width else None
+        for part, width in zip(parts, each, strict=True)
+    )
+    return q, k, v

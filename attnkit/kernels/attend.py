@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnkit.errors import ConfigError, shown
 from attnkit.kernels import dispatch
-from attnkit.kernels.call import AttendCall, PairValues, check_call, check_tensors
+from attnkit.kernels.call import AttendCall, PairValues, check_call, check_scale, check_tensors
 from attnkit.kernels.precision import autocasting, without_autocast
 from attnkit.layouts import Layout
 
@@ -81,15 +81,21 @@ def attend(
     """
     if not isinstance(layout, Layout):
         raise ConfigError(f"attend needs a layout such as attnkit.layouts.Dense(Nq, Nk), but got {shown(layout)}")
-    check_tensors(q, k, v)
+    key, name = dispatch.recalled(q, k, v, layout, bias, gain, return_lse, scale, backend)
+    if name is None:
+        check_tensors(q, k, v)
     call = AttendCall(q, k, v, layout, q.shape[-1] ** -0.5 if scale is None else scale, bias, gain, return_lse)
-    check_call(call)
+    if name is None:
+        check_call(call)
+        name = dispatch.decided(call, backend, key)
+    else:
+        check_scale(call.scale)
     if autocasting(q.device):
         # The inputs already have the dtype autocast gave them; inside, float32 must stay float32.
         with without_autocast(q.device):
-            result = dispatch.run(call, backend)
+            result = dispatch.run(call, name, backend)
     else:
-        result = dispatch.run(call, backend)
+        result = dispatch.run(call, name, backend)
     if return_lse:
         assert result.lse is not None
         return result.out, result.lse

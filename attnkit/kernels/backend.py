@@ -17,7 +17,8 @@ class Backend(ABC):
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
         """Reasons why this backend cannot run a call, in plain words; empty when it can.
 
-        Looks at shapes, dtypes, devices, kinds and versions only, never at the values in a tensor.
+        Looks at shapes, dtypes, devices, gradients, the scale, kinds and versions only, never at the values in a tensor
+        nor at strides: for a second call that agrees in all of these it is not asked again, nor is `cost`.
         """
 
     @abstractmethod

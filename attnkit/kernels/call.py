@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from attnkit.errors import ShapeError, shown
 from attnkit.layouts import Layout, RelativeTable
+from attnkit.layouts.base import form_of
 
 PairValues: TypeAlias = "Tensor | RelativeTable"
 
@@ -49,9 +51,12 @@ class AttendCall:
     @property
     def needs_grad(self) -> bool:
         """Whether a backward pass may follow."""
+        if not torch.is_grad_enabled():
+            return False
+        if self.q.requires_grad or self.k.requires_grad or self.v.requires_grad:
+            return True
         extra = [one.table if isinstance(one, RelativeTable) else one for one in (self.bias, self.gain)]
-        tensors = [self.q, self.k, self.v, *extra]
-        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        return any(tensor is not None and tensor.requires_grad for tensor in extra)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -125,9 +130,7 @@ def check_call(call: AttendCall) -> None:
     for table in layout.tables:
         if table.device != q.device:
             raise ShapeError(f"the {layout.kind} layout lies on {table.device}, but q, k and v lie on {q.device}")
-    number = isinstance(call.scale, (int, float)) and not isinstance(call.scale, bool)
-    if not number or not -math.inf < call.scale < math.inf or (type(call.scale) is int and abs(call.scale) >= 2**63):
-        raise ShapeError(f"attend needs a finite number as scale, or None for D ** -0.5, but got {shown(call.scale)}")
+    check_scale(call.scale)
     for name, values in (("bias", call.bias), ("gain", call.gain)):
         if isinstance(values, RelativeTable):
             _check_table(name, values, call)
@@ -135,6 +138,50 @@ def check_call(call: AttendCall) -> None:
         elif values is not None:
             _check_pairs(name, values, call)
             _check_device(name, values, call)
+
+
+def check_scale(scale: float) -> None:
+    """Raises `ShapeError` with one sentence for anything but a finite number."""
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not number or not -math.inf < scale < math.inf or (type(scale) is int and abs(scale) >= 2**63):
+        raise ShapeError(f"attend needs a finite number as scale, or None for D ** -0.5, but got {shown(scale)}")
+
+
+def signature_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    bias: PairValues | None,
+    gain: PairValues | None,
+    return_lse: bool,
+    scale: float | None,
+) -> Hashable | None:
+    """All that backends may look at beforehand: calls whose signatures are equal get the same backend.
+
+    None where that cannot be said, as for layouts of an unknown kind and inputs that are no tensors.
+    """
+    form = layout.signature
+    if form is None or not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return None
+    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    pairs: Hashable = None
+    if bias is not None or gain is not None:
+        pairs = (_form(bias), _form(gain))
+    return (
+        *(form, pairs, return_lse, scale, grad, torch.is_grad_enabled()),
+        *(q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device),
+    )
+
+
+def _form(values: PairValues | None) -> Hashable:
+    if isinstance(values, RelativeTable):
+        stride = tuple(values.stride) if isinstance(values.stride, list) else values.stride
+        return type(values), form_of(values.table), values.table.requires_grad, values.grid, stride, values.fill
+    if values is None:
+        return None
+    # Anything else is refused with a sentence where it is looked at more closely.
+    return (form_of(values), values.requires_grad) if isinstance(values, Tensor) else shown(values)
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
 
 from attnkit.errors import BackendError, did_you_mean, shown
 from attnkit.kernels.backend import Backend
-from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.call import AttendCall, AttendResult, PairValues, signature_of
+from attnkit.layouts import Layout
 from attnkit.registry import BACKENDS, load
 
 
@@ -36,6 +40,11 @@ class Choice:
 _preferences: list[str | None] = [os.environ.get("ATTNKIT_BACKEND") or None]
 _backends: dict[str, Backend] = {}
 _recorders: list[list[Choice]] = []
+
+CAPACITY = 1024
+_chosen: dict[Hashable, str] = {}
+# What the backends were when choices were last made.
+_tables: list[dict[str, Any]] = [{}, {}]
 
 Wrapper: TypeAlias = "Callable[[AttendCall, Callable[[], AttendResult]], AttendResult]"
 _wrappers: list[Wrapper] = []
@@ -92,9 +101,55 @@ def wrapping(wrapper: Wrapper) -> Iterator[None]:
         _wrappers.remove(wrapper)
 
 
-def run(call: AttendCall, backend: str | None) -> AttendResult:
-    """Computes a call on the backend that precedence names: argument, `use_backend`, ATTNKIT_BACKEND, automatic."""
+def recalled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    bias: PairValues | None,
+    gain: PairValues | None,
+    return_lse: bool,
+    scale: float | None,
+    backend: str | None,
+) -> tuple[Hashable | None, str | None]:
+    """What a call that is alike was found to be: no mistake, and one for the backend named.
+
+    Returns:
+        What to remember this call by, None where it cannot be; the name, None for the first call of its kind.
+    """
+    if torch.compiler.is_compiling():
+        return None, None
+    if _tables[0] != BACKENDS or _tables[1] != _backends:
+        forget()
+    try:
+        form = signature_of(q, k, v, layout, bias, gain, return_lse, scale)
+        if form is None:
+            return None, None
+        key = (form, _preferences[-1] if backend is None else backend)
+        return key, _chosen.get(key)
+    except TypeError:
+        # Symbolic sizes have no hash.
+        return None, None
+
+
+def decided(call: AttendCall, backend: str | None, key: Hashable | None) -> str:
+    """`choose`, remembered under a key from `recalled`."""
     name = choose(call, backend)
+    if key is not None:
+        if len(_chosen) >= CAPACITY:
+            _chosen.clear()
+        _chosen[key] = name
+    return name
+
+
+def forget() -> None:
+    """Forgets which backends were chosen."""
+    _chosen.clear()
+    _tables[:] = dict(BACKENDS), dict(_backends)
+
+
+def run(call: AttendCall, name: str, backend: str | None) -> AttendResult:
+    """Computes a call on the backend of a name, which was chosen when `backend` was asked for."""
     if _recorders:
         reasons = why_not_others(call, name, backend)
         for recorder in _recorders:

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in its own dtype where that holds more."""
@@ -15,6 +17,9 @@ def widened(tensor: Tensor) -> Tensor:
 
 def autocasting(device: torch.device) -> bool:
     """Whether autocast is on for a device; PyTorch refuses to speak of it on the meta device, which has none."""
+    if device == CPU:
+        # A name that is made anew takes as long as the rest of the question.
+        return torch.is_autocast_enabled("cpu")
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 

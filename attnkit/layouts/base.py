@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Hashable
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import torch
@@ -38,6 +40,20 @@ class Layout(metaclass=NamedArguments):
                     f"but got {shown(mask)}; layout.restrict(keys) takes more forms"
                 )
         self.lead  # noqa: B018 - raises where the tables do not fit each other
+
+    @cached_property
+    def signature(self) -> Hashable | None:
+        """All that a backend may look at beforehand, sizes and devices but no values: layouts whose signatures are
+        equal get the same backend. None for kinds without an `own_form`, whose backend is chosen anew for every call.
+        """
+        # A subclass may hold more than the kind it comes from tells.
+        if "own_form" not in vars(type(self)):
+            return None
+        return type(self), self.own_form(), form_of(self.key_mask)
+
+    def own_form(self) -> Hashable:
+        """The part of `signature` beside the key mask: all fields, and for tensors their `form_of`."""
+        return None
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:
@@ -211,6 +227,11 @@ def common_lead(what: str, *leads: tuple[int, ...]) -> tuple[int, int]:
             if size != 1:
                 found[axis] = size
     return found[0], found[1]
+
+
+def form_of(tensor: Tensor | None) -> Hashable:
+    """What can be known of a tensor without looking at its values."""
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
 def framed(inner: Tensor, global_queries: int, global_keys: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from attnkit.arguments import is_count
 from attnkit.errors import LayoutError, ShapeError, shown
 from attnkit.grid import Grid, Sizes
-from attnkit.layouts.base import Layout, framed
+from attnkit.layouts.base import Layout, form_of, framed
+from attnkit.layouts.cache import cached_layout, device_key
 from attnkit.layouts.orders import (
     Order,
     cut_order,
@@ -54,7 +56,8 @@ class Blocks(Layout):
     def __post_init__(self) -> None:
         if not is_count(self.prefix):
             raise LayoutError(f"Blocks needs an integer >= 0 as prefix, but got {shown(self.prefix)}")
-        object.__setattr__(self, "order", _four_dimensional(self.order))
+        if self.order is not (order := _four_dimensional(self.order)):
+            object.__setattr__(self, "order", order)
         if self.key_order is not None:
             object.__setattr__(self, "key_order", _four_dimensional(self.key_order))
         if self.index is None:
@@ -68,7 +71,7 @@ class Blocks(Layout):
         if not self.unique:
             check_range(index, self.keys_cut.token.shape[2], "Blocks.index", "blocks")
             index = without_repeats(index)
-        object.__setattr__(self, "index", index.long())
+        object.__setattr__(self, "index", index if index.dtype == torch.int64 else index.long())
         object.__setattr__(self, "unique", True)
         super().__post_init__()
 
@@ -102,12 +105,16 @@ class Blocks(Layout):
         device: torch.device | str | None = None,
     ) -> Blocks:
         """Windows of `window` tokens an axis: plain, shifted by `shift` tokens, or dilated (grid attention)."""
-        window = _per_axis(grid, window, "window")
+        sides = _per_axis(grid, window, "window")
         offset = (0,) * grid.ndim
         if shift is not None and not (is_count(shift) and shift == 0):
             offset = _per_axis(grid, shift, "shift")
-        cuts = dilated_cuts(grid, window) if dilated else window_cuts(grid, window, offset)
-        return cls(cut_order(grid, cuts, device), prefix=grid.prefix)
+
+        def make() -> Blocks:
+            cuts = dilated_cuts(grid, sides) if dilated else window_cuts(grid, sides, offset)
+            return cls(cut_order(grid, cuts, device), prefix=grid.prefix)
+
+        return cached_layout(("windows", cls, grid, sides, offset, bool(dilated), device_key(device)), make)
 
     @classmethod
     def permuted(cls, permutation: Tensor, window: int, *, prefix: int = 0) -> Blocks:
@@ -123,6 +130,10 @@ class Blocks(Layout):
             )
         check_permutation(permutation)
         return cls(permuted_order(permutation, window, prefix), prefix=prefix)
+
+    def own_form(self) -> Hashable:
+        keys = None if self.key_order is None else self.key_order.form
+        return self.order.form, keys, form_of(self.index), self.prefix
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from attnkit.arguments import is_count
 from attnkit.errors import LayoutError, shown
 from attnkit.layouts.base import Layout
+from attnkit.layouts.cache import cached_layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,14 @@ class Dense(Layout):
                 f"but got {shown(self.queries)} and {shown(self.keys)}"
             )
         super().__post_init__()
+
+    @classmethod
+    def square(cls, tokens: int) -> Dense:
+        """Every token sees every token; the layout of a number of tokens is made once."""
+        return cached_layout(("dense", cls, type(tokens), tokens), lambda: cls(tokens))
+
+    def own_form(self) -> Hashable:
+        return self.num_queries, self.num_keys
 
     @property
     def num_queries(self) -> int:

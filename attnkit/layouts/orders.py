@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attnkit.grid import Grid
-from attnkit.layouts.cache import cached
+from attnkit.layouts.base import form_of
+from attnkit.layouts.cache import cached, device_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,11 @@ class Order:
     token: Tensor
     slot: Tensor
     padded: bool
+
+    @cached_property
+    def form(self) -> Hashable:
+        """What can be known of the order without looking at its numbers."""
+        return form_of(self.token), form_of(self.slot), self.padded
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def cut_order(grid: Grid, cuts: tuple[AxisCut, ...], device: torch.device | str 
         token = token.scatter(0, slot, torch.arange(grid.image_tokens, device=device) + grid.prefix)
         return token.view(1, 1, count, length), slot.view(1, 1, -1)
 
-    token, slot = cached(("cut", grid, cuts, str(device)), make)
+    token, slot = cached(("cut", grid, cuts, device_key(device)), make)
     return Order(token, slot, padded=count * length > grid.image_tokens)
 
 

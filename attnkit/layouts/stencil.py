@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from attnkit.errors import LayoutError, ShapeError, shown
 from attnkit.grid import Grid, Sizes
 from attnkit.layouts.base import Layout, framed
-from attnkit.layouts.cache import cached
+from attnkit.layouts.cache import cached, device_key
 from attnkit.layouts.token_sets import gathered_keys
 
 
@@ -56,6 +57,9 @@ class Stencil(Layout):
         if not isinstance(self.border, str) or self.border not in ("mask", "clamp"):
             raise LayoutError(f"Stencil border must be 'mask' or 'clamp', but got {shown(self.border)}")
         super().__post_init__()
+
+    def own_form(self) -> Hashable:
+        return self.grid, self.kernel, self.stride, self.dilation, self.border
 
     @property
     def kernels(self) -> tuple[int, ...]:
@@ -110,7 +114,7 @@ class Stencil(Layout):
                 inside = (inside[:, None, :, None] & good[None, :, None, :]).flatten(0, 1).flatten(1)
             return (torch.where(inside, total + self.grid.prefix, -1),)
 
-        key = ("taps", self.grid, self.kernel, self.stride, self.dilation, self.border, str(device))
+        key = ("taps", self.grid, self.kernel, self.stride, self.dilation, self.border, device_key(device))
         return cached(key, make)[0]
 
     def _axis_taps(self, axis: int, device: torch.device | str | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnkit.errors import LayoutError, shown
-from attnkit.layouts.base import Layout
+from attnkit.layouts.base import Layout, form_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,9 @@ class TokenMask(Layout):
         while self.mask.ndim < 4:
             object.__setattr__(self, "mask", self.mask[None])
         super().__post_init__()
+
+    def own_form(self) -> Hashable:
+        return form_of(self.mask)
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:

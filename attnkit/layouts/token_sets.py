@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from attnkit.arguments import is_count
 from attnkit.errors import LayoutError, shown
-from attnkit.layouts.base import Layout, framed
+from attnkit.layouts.base import Layout, form_of, framed
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,9 @@ class TokenSets(Layout):
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "unique", True)
         super().__post_init__()
+
+    def own_form(self) -> Hashable:
+        return form_of(self.index), self.keys, self.queries_all, self.keys_all
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:

@@ -44,7 +44,7 @@ class DenseHeads(SoftmaxHeads):
     """Heads of full attention."""
 
     def plan(self, inputs: HeadInputs) -> Plan:
-        return Plan(DenseLayout(inputs.x.shape[1]))
+        return Plan(DenseLayout.square(inputs.x.shape[1]))
 
     def accepts_places(self) -> bool:
         return self.lepe is None

@@ -97,24 +97,9 @@ class SoftmaxHeads(HeadGroup, ABC):
         """Decides which keys each query sees."""
 
     def forward(self, inputs: HeadInputs) -> HeadOutput:
-        plan, label = self.plan(inputs), label_of(self.options)
-        if not isinstance(plan, Plan):
-            raise PrimitiveError(f"{label}: plan() must return a Plan, but returned {what(plan)}")
-        if not isinstance(plan.layout, Layout):
-            raise PrimitiveError(
-                f"{label}: plan() must return the Plan of a layout, but its layout is {what(plan.layout)}"
-            )
-        q, (k, v) = inputs.q, plan.keys or (inputs.k, inputs.v)
-        if q is None or k is None or v is None:
-            raise PrimitiveError(
-                f"{label}: softmax needs q, k and v, from columns() or k and v as Plan(layout, keys=(k, v))"
-            )
+        plan = self.plan(inputs)
+        q, k, v = self._checked(plan, inputs)
         layout = plan.layout
-        if (layout.num_queries, layout.num_keys) != (q.shape[2], k.shape[2]):
-            raise PrimitiveError(
-                f"{label}: plan() returned a {layout.kind} layout for {layout.num_queries} queries and "
-                f"{layout.num_keys} keys, but there are {q.shape[2]} and {k.shape[2]}"
-            )
         if inputs.token_mask is not None and not plan.restricted:
             layout = layout.restrict(inputs.token_mask)
         out = attend(q, k, v, layout, scale=self.scale, bias=plan.bias)
@@ -124,6 +109,28 @@ class SoftmaxHeads(HeadGroup, ABC):
         if inputs.prefix_weights:
             aux = {**aux, "prefix_weights": self._prefix_weights(q, k, layout, plan.bias, inputs)}
         return HeadOutput(out, inputs.grid, aux)
+
+    def _checked(self, plan: Plan, inputs: HeadInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """The q, k and v that a plan is for, or `PrimitiveError` if it is none that fits."""
+        if not isinstance(plan, Plan):
+            raise PrimitiveError(f"{label_of(self.options)}: plan() must return a Plan, but returned {what(plan)}")
+        layout = plan.layout
+        if not isinstance(layout, Layout):
+            raise PrimitiveError(
+                f"{label_of(self.options)}: plan() must return the Plan of a layout, but its layout is {what(layout)}"
+            )
+        q, (k, v) = inputs.q, plan.keys or (inputs.k, inputs.v)
+        if q is None or k is None or v is None:
+            raise PrimitiveError(
+                f"{label_of(self.options)}: softmax needs q, k and v, from columns() or k and v as "
+                f"Plan(layout, keys=(k, v))"
+            )
+        if (layout.num_queries, layout.num_keys) != (q.shape[2], k.shape[2]):
+            raise PrimitiveError(
+                f"{label_of(self.options)}: plan() returned a {layout.kind} layout for {layout.num_queries} queries "
+                f"and {layout.num_keys} keys, but there are {q.shape[2]} and {k.shape[2]}"
+            )
+        return q, k, v
 
     @torch.no_grad()
     def _prefix_weights(

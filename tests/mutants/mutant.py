@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from attnkit.kernels import dispatch
 from attnkit.layouts import cache
 from attnkit.primitives import PrimitiveOptions
 
@@ -144,3 +145,4 @@ def _places(old: Any) -> Iterator[tuple[Any, str]]:
 def _forget() -> None:
     """Lets nothing that was computed before or under a mutant outlive it."""
     cache.forget()
+    dispatch.forget()

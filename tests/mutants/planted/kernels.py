@@ -153,9 +153,9 @@ MUTANTS = [
         "rounded_under_autocast",
         "Under autocast queries are rounded to half precision, whatever they come in.",
         "attnkit.kernels.attend:attend",
-        "with without_autocast(q.device):\n            result = dispatch.run(call, backend)",
+        "with without_autocast(q.device):\n            result = dispatch.run(call, name, backend)",
         "with without_autocast(q.device):\n            "
-        "result = dispatch.run(call.replace(q=q.bfloat16().to(q.dtype)), backend)",
+        "result = dispatch.run(call.replace(q=q.bfloat16().to(q.dtype)), name, backend)",
         (reference("dense"), gather("blocks")),
         ("transformed",),
         12,
