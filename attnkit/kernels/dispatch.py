@@ -42,7 +42,9 @@ _backends: dict[str, Backend] = {}
 _recorders: list[list[Choice]] = []
 
 CAPACITY = 1024
-_chosen: dict[Hashable, str] = {}
+# What a call looks like and which backends were asked for.
+Key: TypeAlias = "tuple[Hashable, str]"
+_chosen: dict[Key, str] = {}
 # What the backends were when choices were last made.
 _tables: list[dict[str, Any]] = [{}, {}]
 
@@ -111,7 +113,7 @@ def recalled(
     return_lse: bool,
     scale: float | None,
     backend: str | None,
-) -> tuple[Hashable | None, str | None]:
+) -> tuple[Key | None, str | None]:
     """What a call that is alike was found to be: no mistake, and one for the backend named.
 
     Returns:
@@ -125,20 +127,23 @@ def recalled(
         form = signature_of(q, k, v, layout, bias, gain, return_lse, scale)
         if form is None:
             return None, None
-        key = (form, _preferences[-1] if backend is None else backend)
+        asked = _preferences[-1] if backend is None else backend
+        key = (form, "auto" if asked is None else asked)
         return key, _chosen.get(key)
     except TypeError:
         # Symbolic sizes have no hash.
         return None, None
 
 
-def decided(call: AttendCall, backend: str | None, key: Hashable | None) -> str:
+def decided(call: AttendCall, backend: str | None, key: Key | None) -> str:
     """`choose`, remembered under a key from `recalled`."""
-    name = choose(call, backend)
-    if key is not None:
-        if len(_chosen) >= CAPACITY:
-            _chosen.clear()
-        _chosen[key] = name
+    if key is None:
+        return choose(call, backend)
+    # What the key says was asked for: another thread may have entered or left a `use_backend` since.
+    name = choose(call, key[1])
+    if len(_chosen) >= CAPACITY:
+        _chosen.clear()
+    _chosen[key] = name
     return name
 
 

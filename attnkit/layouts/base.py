@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Hashable
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class Layout(metaclass=NamedArguments):
         if "own_form" not in vars(type(self)):
             return None
         return type(self), self.own_form(), form_of(self.key_mask)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Unpickled tensors may lie on another device than a remembered signature says.
+        return {name: value for name, value in vars(self).items() if name != "signature"}
 
     def own_form(self) -> Hashable:
         """The part of `signature` beside the key mask: all fields, and for tensors their `form_of`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,50 +16,53 @@ if TYPE_CHECKING:
 
     LayoutLike = TypeVar("LayoutLike", bound=Layout)
 
-CAPACITY = 512
+Made = TypeVar("Made")
 
-_tables: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
-_layouts: OrderedDict[Hashable, Layout] = OrderedDict()
+# A table of a large map's pairs alone may hold tens of megabytes.
+CAPACITY = 512
+BYTES = 2**28
+
+
+class _Kept(NamedTuple):
+    """A value, its tensors and how often each of them had been written to when it was made."""
+
+    value: object
+    tables: tuple[Tensor, ...]
+    versions: list[int]
+    size: int
+
+    @property
+    def unchanged(self) -> bool:
+        return [table._version for table in self.tables] == self.versions
+
+
+_kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+_lock = threading.Lock()
 
 
 def cached(key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Returns `make()`, remembered under `key` (the least recently used of 512 tables is forgotten).
+    """Returns `make()`, remembered under `key`.
 
-    Inside `torch.compile` and `torch.export` nothing is remembered: the table becomes part of the graph.
+    The least recently used is forgotten beyond 512 of them or 256 MiB, and one whose tensors were written to is made
+    anew. Inside `torch.compile` and `torch.export` nothing is remembered: the table becomes part of the graph.
     """
     if torch.compiler.is_compiling():
         return make()
-    if key in _tables:
-        _tables.move_to_end(key)
-        return _tables[key]
-    # A table made in inference mode could not be saved for a later backward pass.
-    with torch.inference_mode(False), torch.no_grad():
-        tables = make()
-    if _lasting(tables):
-        _tables[key] = tables
-        if len(_tables) > CAPACITY:
-            _tables.popitem(last=False)
-    return tables
+    found = _remembered(key)
+    if found is None:
+        found = _made(make)
+        _remember(key, found, found)
+    return found  # type: ignore[return-value]
 
 
 def cached_layout(key: Hashable, make: Callable[[], LayoutLike]) -> LayoutLike:
     """The same for a layout, which is checked only when it is made."""
     if torch.compiler.is_compiling():
         return make()
-    try:
-        found = _layouts.get(key)
-    except TypeError:
-        # Symbolic sizes have no hash.
-        return make()
+    found = _remembered(key)
     if found is None:
-        with torch.inference_mode(False), torch.no_grad():
-            found = make()
-        if _lasting(found.tables):
-            _layouts[key] = found
-            if len(_layouts) > CAPACITY:
-                _layouts.popitem(last=False)
-    else:
-        _layouts.move_to_end(key)
+        found = _made(make)
+        _remember(key, found, found.tables)
     return found  # type: ignore[return-value]
 
 
@@ -69,12 +73,45 @@ def device_key(device: torch.device | str | None) -> str:
     return str(device)
 
 
-def _lasting(tables: tuple[Tensor, ...]) -> bool:
-    """Whether tables may be used later: those of fake modes and function transforms end with them."""
-    return all(type(table) is Tensor and not is_functorch_wrapped_tensor(table) for table in tables)
-
-
 def forget() -> None:
     """Forgets all tables and layouts."""
-    _tables.clear()
-    _layouts.clear()
+    with _lock:
+        _kept.clear()
+
+
+def _remembered(key: Hashable) -> object | None:
+    try:
+        with _lock:
+            kept = _kept.get(key)
+            if kept is not None:
+                _kept.move_to_end(key)
+    except TypeError:
+        # Symbolic sizes have no hash.
+        return None
+    return kept.value if kept is not None and kept.unchanged and not _pretending() else None
+
+
+def _made(make: Callable[[], Made]) -> Made:
+    # A table made in inference mode could not be saved for a later backward pass.
+    with torch.inference_mode(False), torch.no_grad():
+        return make()
+
+
+def _remember(key: Hashable, value: object, tables: tuple[Tensor, ...]) -> None:
+    """Keeps a value, unless its tables end with the fake mode or the function transform they were made in."""
+    if _pretending() or not all(type(table) is Tensor and not is_functorch_wrapped_tensor(table) for table in tables):
+        return
+    size = sum(table.numel() * table.element_size() for table in tables)
+    try:
+        with _lock:
+            _kept[key] = _Kept(value, tables, [table._version for table in tables], size)
+            _kept.move_to_end(key)
+            while len(_kept) > CAPACITY or (len(_kept) > 1 and sum(one.size for one in _kept.values()) > BYTES):
+                _kept.popitem(last=False)
+    except TypeError:
+        return
+
+
+def _pretending() -> bool:
+    """Whether tensors are fake ones, which do not mix with those kept."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class Order:
     def form(self) -> Hashable:
         """What can be known of the order without looking at its numbers."""
         return form_of(self.token), form_of(self.slot), self.padded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "form"}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnkit import Dense, Grid, HeadMix, Window
-from attnkit.errors import LayoutError
 from attnkit.kernels import AttendCall
-from attnkit.layouts import Blocks, RelativeTable, Stencil, cache
 from attnkit.layouts import Dense as DenseLayout
+from attnkit.layouts import RelativeTable, cache
 from attnkit.testing import random_qkv
 
 GRID = Grid(4, 6, prefix=1)
@@ -83,40 +82,8 @@ def test_needs_grad_sees_every_tensor():
     assert not AttendCall(q, k, v, DenseLayout(25), 1.0).needs_grad
 
 
-def test_layouts_that_depend_on_sizes_only_are_made_once():
-    assert Blocks.windows(GRID, 2, device="cpu") is Blocks.windows(Grid(4, 6, prefix=1), 2, device="cpu")
-    assert Blocks.windows(GRID, 2) is not Blocks.windows(GRID, 2, shift=1)
-    assert Blocks.windows(GRID, 2) is not Blocks.windows(GRID, 2, dilated=True)
-    assert DenseLayout.square(5) is DenseLayout.square(5)
-    assert DenseLayout.square(5) is not DenseLayout.square(6)
-
-
 def test_windows_make_their_tables_in_the_first_call():
     layer = HeadMix(16, [Window(heads=4, window=2)])
     cache.forget()
     assert {"arange", "scatter"} & set(operators(layer))
     assert not {"arange", "scatter", "full", "_local_scalar_dense"} & set(operators(layer))
-
-
-def test_tables_lie_where_tensors_are_made_at_the_moment():
-    for make in (lambda: Blocks.windows(GRID, 2).order.token, lambda: Stencil(GRID, 3).taps()):
-        cache.forget()
-        with torch.device("meta"):
-            assert make().is_meta
-        assert not make().is_meta
-
-
-def test_tables_made_inside_a_function_transform_are_not_kept():
-    layer = HeadMix(16, [Window(heads=4, window=2)])
-    cache.forget()
-    x = torch.randn(2, GRID.tokens, 16)
-    inside = torch.func.grad(lambda one: layer(one, GRID).sum())(x)
-    assert not cache._layouts and not cache._tables
-    x.requires_grad_()
-    torch.testing.assert_close(inside, *torch.autograd.grad(layer(x, GRID).sum(), x))
-
-
-def test_a_layout_remembered_for_a_number_is_not_one_for_what_equals_it():
-    DenseLayout.square(1)
-    with pytest.raises(LayoutError):
-        DenseLayout.square(True)

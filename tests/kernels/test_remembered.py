@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -210,3 +211,119 @@ def test_a_refusal_is_not_remembered(asked):
             attend(*QKV, Dense(16), backend="sdpa", return_lse=True)
     assert len(asked) == 2
     assert not dispatch._chosen
+
+
+def test_another_thread_s_preference_is_not_taken_for_this_call_s(monkeypatch):
+    """A preference that changes between the question and the choice does not spoil what is remembered."""
+    dispatch.forget()
+    recalled = dispatch.recalled
+
+    def interrupted(*arguments):
+        found = recalled(*arguments)
+        dispatch._preferences.append("reference")
+        return found
+
+    def backend():
+        with dispatch.recording() as choices:
+            attend(*QKV, Dense(16))
+        return choices[0].backend
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "_preferences", [None])
+        patch.setattr(dispatch, "recalled", interrupted)
+        assert backend() == "sdpa"
+    assert backend() == "sdpa"
+    dispatch.forget()
+
+
+def other_tables():
+    """Pairs of layouts that look alike and see other keys."""
+    taken = torch.rand(16, 16) < 0.5
+    lists = torch.arange(16).view(1, 1, 16, 1)
+    return {
+        "routed": [Blocks.from_regions(GRID, 2, torch.tensor([[pair] * 4])) for pair in ([0, 1], [2, 3])],
+        "token_sets": [TokenSets(one, keys=16) for one in (lists, lists.flip(2))],
+        "token_mask": [TokenMask(one) for one in (taken, ~taken)],
+        "permuted": [Blocks.permuted(one, 4) for one in (torch.arange(16), torch.arange(16).view(4, 4).T.flatten())],
+        "masked": [Dense(16).restrict(one) for one in (half(16), ~half(16))],
+    }
+
+
+@pytest.mark.parametrize("name", ["routed", "token_sets", "token_mask", "permuted", "masked"])
+def test_layouts_that_look_alike_are_computed_each_with_its_own_tables(asked, name):
+    pair = other_tables()[name]
+    for layout in pair * 2:
+        right = attend(*QKV, layout, backend="reference")
+        torch.testing.assert_close(attend(*QKV, layout), right, rtol=1e-5, atol=1e-5)
+    # The reference was asked for by name, which is a choice of its own.
+    assert len(asked) == 2
+
+
+@contextmanager
+def without_chance():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+STATES = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "deterministic": without_chance,
+    "reference": lambda: use_backend("reference"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("state", STATES)
+def test_what_was_remembered_elsewhere_changes_nothing(name, state):
+    """Equal to the bit, whether a call is the first of its kind in a state or its like was computed before."""
+    layout = LAYOUTS[name]()
+    q = QKV[0].clone().requires_grad_()
+    k = QKV[1].clone().requires_grad_()
+
+    def inside():
+        with STATES[state]():
+            return attend(q, k, QKV[2], layout).detach().clone()
+
+    dispatch.forget()
+    first = inside()
+    dispatch.forget()
+    outside = attend(q, k, QKV[2], layout).detach()
+    assert torch.equal(inside(), first)
+    assert torch.equal(attend(q, k, QKV[2], layout).detach(), outside)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_compiled_code_and_eager_code_do_not_share_choices(name):
+    layout = LAYOUTS[name]()
+    torch.compiler.reset()
+    dispatch.forget()
+    compiled = torch.compile(lambda *qkv: attend(*qkv, layout), backend="eager", fullgraph=True)
+    out = compiled(*QKV)
+    assert not dispatch._chosen
+    torch.testing.assert_close(out, attend(*QKV, layout))
+    torch.testing.assert_close(compiled(*QKV), out)
+    with use_backend("reference"):
+        torch.testing.assert_close(compiled(*QKV), attend(*QKV, layout))
+
+
+@pytest.mark.parametrize("name", ["dense", "windows"])
+def test_under_vmap_it_is_the_inner_call_that_is_remembered(name):
+    layout = LAYOUTS[name]()
+    stacked = tuple(torch.stack([one, -one, 2 * one]) for one in QKV)
+    for _ in range(2):
+        with use_backend("reference"):
+            right = torch.stack([attend(*(one[i] for one in stacked), layout) for i in range(3)])
+            found = torch.func.vmap(lambda *qkv: attend(*qkv, layout))(*stacked)
+        torch.testing.assert_close(found, right)
+
+
+def test_inputs_that_move_are_asked_about_again(asked):
+    for device in ("cpu", "meta", "cpu", "meta"):
+        out = attend(*(one.to(device) for one in QKV), Dense(16))
+        assert out.device.type == device
+    assert len(asked) == 2

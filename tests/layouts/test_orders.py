@@ -1,4 +1,4 @@
-"""Orders: cuts of the grid into blocks are consistent tables, and cached ones cannot be spoiled."""
+"""Orders: cuts of the grid into blocks are consistent tables, made once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 
 from attnkit import Grid
-from attnkit.layouts import Blocks, cache
+from attnkit.layouts import Blocks
 from attnkit.testing.strategies import layout_cases
 
 
@@ -25,14 +25,6 @@ def test_a_cut_is_made_once():
     first, second = Blocks.windows(grid, 3), Blocks.windows(grid, 3)
     assert first.order.token is second.order.token
     assert Blocks.windows(grid, 4).order.token is not first.order.token
-
-
-def test_the_cache_forgets_the_oldest(monkeypatch):
-    monkeypatch.setattr(cache, "_tables", type(cache._tables)())
-    monkeypatch.setattr(cache, "CAPACITY", 2)
-    made = [cache.cached(key, lambda: (torch.zeros(1),))[0] for key in "abca"]
-    assert made[0] is not made[3]
-    assert list(cache._tables) == ["c", "a"]
 
 
 def test_tables_made_in_inference_mode_serve_training():
