@@ -10,20 +10,18 @@ from torch import Tensor
 
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.kernels.shifts import shifted_attention
 from attnkit.kernels.softmax import fusable, fused_attention, global_rows, plain_attention, visible_values
 from attnkit.layouts import Blocks, Stencil, TokenSets
 
 # In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, starting one small
-# attention problem, and what a multiply-add costs over shifted maps and over lists of keys.
+# attention problem, and what a multiply-add costs over lists of keys.
 FETCH = 100.0
 SMALL_PROBLEM = 1e5
-SHIFTED = 18.0
 LISTED = 160.0
 
 
 class GatherBackend(Backend):
-    """Blocks: gathered keys and one batched attention. Token sets: a list of keys per query. Stencils: shifted maps."""
+    """Blocks: gathered keys and one batched attention. Token sets and stencils: a list of keys per query."""
 
     name: ClassVar[str] = "gather"
 
@@ -41,16 +39,13 @@ class GatherBackend(Backend):
             heads, width = call.q.shape[1], call.k.shape[3] + call.v.shape[3]
             fetched = heads * layout.num_blocks * layout.key_slots * width
             return size + FETCH * fetched + SMALL_PROBLEM * heads * layout.num_blocks
-        return (SHIFTED if isinstance(layout, Stencil) and layout.border == "mask" else LISTED) * size
+        return LISTED * size
 
     def run(self, call: AttendCall) -> AttendResult:
         layout = call.layout
         prefix = layout.global_queries
         if isinstance(layout, Blocks):
             image = _blocks(call, layout)
-        elif isinstance(layout, Stencil) and layout.border == "mask":
-            k, v = visible_values(call)
-            image = shifted_attention(call.replace(k=k, v=v), layout)
         elif isinstance(layout, Stencil):
             image = _lists(call, layout.taps(call.q.device)[None, None])
         else:

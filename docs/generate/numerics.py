@@ -30,10 +30,10 @@ from attnkit.registry import BACKENDS
 from attnkit.testing import (
     HARD_INPUTS,
     HardInput,
-    TensorMemory,
     dense_attention,
     expected,
     naive_attention,
+    peak_memory,
     random_tensor,
     randomize_parameters,
 )
@@ -237,15 +237,16 @@ def measure_memory(kernel: int) -> Record:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.no_grad(), TensorMemory() as forward:
+    with torch.no_grad():
+        forward = peak_memory(lambda: group(HeadInputs(x, None, None, v, grid)))
+    leaves = [v.requires_grad_(), *group.parameters()]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         group(HeadInputs(x, None, None, v, grid))
-    with TensorMemory() as both, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        group(HeadInputs(x, None, None, v.requires_grad_(), grid)).out.sum().backward()
+    training = peak_memory(lambda: torch.autograd.grad(group(HeadInputs(x, None, None, v, grid)).out.sum(), leaves))
     sizes = {
-        "largest": max(forward.largest, both.largest),
-        "forward": forward.peak,
+        "forward": forward,
         "kept": sum(kept.values()),
-        "training": both.peak,
+        "training": training,
         "logits": 4 * grid.tokens * QUERIES * LEARNED_HEADS * kernel**2,
     }
     return {"kernel": kernel, **{name: round(size / unit, 1) for name, size in sizes.items()}}
@@ -311,9 +312,9 @@ def learned_table(records: list[Record]) -> str:
 
 def memory_table(records: list[Record]) -> str:
     """The table of memory: a row per kernel."""
-    names = ["largest", "forward", "kept", "training", "logits"]
+    names = ["forward", "kept", "training", "logits"]
     rows = [[f"{one['kernel']} x {one['kernel']}", *(f"{one[name]:g}" for name in names)] for one in records]
-    head = ["window", "largest tensor", "forward pass", "kept for backward", "forward and backward", "all logits"]
+    head = ["window", "forward pass", "kept for backward", "forward and backward", "all logits"]
     return markdown(head, rows)
 
 

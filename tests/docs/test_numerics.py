@@ -40,7 +40,7 @@ def test_every_input_dtype_and_backend_was_measured(numerics):
 def test_an_input_is_measured(numerics):
     hard = next(hard for hard in HARD_INPUTS if hard.name == "all keys masked")
     records = {one["by"]: one for one in numerics.measure_input(hard, torch.float64)}
-    assert list(records) == ["rounded", "by hand", "reference", "sdpa", "gather", "chunked"]
+    assert list(records) == ["rounded", "by hand", "reference", "sdpa", "chunked", "gather"]
     assert records["rounded"]["out"] == records["rounded"]["gradient"] == 0.0
     assert all(one["out"] < 1e-13 and one["gradient"] < 1e-13 for one in records.values())
     assert records["gather"]["out under"] in hard.layouts()
@@ -69,7 +69,7 @@ def test_memory_is_measured(numerics):
     small, large = (numerics.measure_memory(kernel) for kernel in (3, 15))
     assert large["logits"] == pytest.approx(25 * small["logits"], rel=0.05)
     assert large["kept"] < 1.2 * small["kept"]
-    assert large["largest"] < 3
+    assert large["training"] < 1.5 * small["training"]
 
 
 def test_cells(numerics):

@@ -96,14 +96,15 @@ def test_errors_are_no_more_than_roundings(hard, dtype):
         call = hard.call(layout, dtype)
         exact = Exact(call, hard.step)
         check(call, exact, on("reference"), fused=False, what=f"reference, {name}")
-        gathers = not backend_named("gather").why_not(call)
-        if gathers:
-            # The lse keeps it from PyTorch's fused kernels.
-            check(call, exact, on("gather", return_lse=True), fused=False, what=f"gather with lse, {name}")
+        able = [backend for backend in ("chunked", "gather") if not backend_named(backend).why_not(call)]
+        for backend in able:
+            # Of PyTorch's fused kernels are chunked's blocks made, and gather's where no lse is asked for.
+            if backend != "chunked" or not isinstance(layout, Blocks):
+                check(call, exact, on(backend, return_lse=True), fused=False, what=f"{backend} with lse, {name}")
         if hard.name not in FUSED_LOSES:
             check(call, exact, on("sdpa"), fused=True, what=f"sdpa, {name}")
-            if gathers:
-                check(call, exact, on("gather"), fused=True, what=f"gather, {name}")
+            for backend in able:
+                check(call, exact, on(backend), fused=True, what=f"{backend}, {name}")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -187,7 +188,7 @@ def exact_learned_query(group, x, v):
     return *heads, 8 * torch.finfo(torch.float32).eps * size
 
 
-@pytest.mark.parametrize("backend", ["gather", "reference"])
+@pytest.mark.parametrize("backend", ["chunked", "gather", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("size", [10.0, 1000.0])
 def test_learned_queries_are_exact_for_large_scores(size, dtype, backend):

@@ -12,7 +12,7 @@ from attnkit.testing import KINDS, LAWS, check_backend
 KINDS_OF = {
     "reference": KINDS,
     "sdpa": KINDS,
-    "chunked": ("blocks", "token_mask", "token_sets"),
+    "chunked": ("stencil", "blocks", "token_mask", "token_sets"),
     "gather": ("stencil", "blocks", "token_sets"),
 }
 CASES = [

@@ -15,8 +15,8 @@ from tests.mutants.planted import (
     orders,
     randomness,
     relative,
-    shifts,
     softmax_heads,
+    stencils,
 )
 
 AREAS = {
@@ -26,7 +26,7 @@ AREAS = {
     "Relative tables": relative.MUTANTS,
     "Softmax and backends": kernels.MUTANTS,
     "The gather backend": gather.MUTANTS,
-    "Stencils by shifted maps": shifts.MUTANTS,
+    "Stencils": stencils.MUTANTS,
     "Primitives with fixed patterns": softmax_heads.MUTANTS,
     "Primitives that choose": chosen.MUTANTS,
     "Primitives that combine tokens": combined.MUTANTS,

@@ -30,6 +30,10 @@ def gather(*kinds: str) -> Backend:
     return Backend("gather", kinds)
 
 
+def chunked(*kinds: str) -> Backend:
+    return Backend("chunked", kinds)
+
+
 def sdpa(*kinds: str) -> Backend:
     return Backend("sdpa", kinds)
 

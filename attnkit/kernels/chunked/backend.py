@@ -8,11 +8,13 @@ from attnkit.kernels.backend import Backend
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.blocks import BLOCKED
 from attnkit.kernels.chunked.family import Family
+from attnkit.kernels.chunked.stencil import STENCILS
 from attnkit.kernels.chunked.token_sets import TOKEN_LISTS
-from attnkit.layouts import Blocks, Layout, TokenMask, TokenSets
+from attnkit.layouts import Blocks, Layout, Stencil, TokenMask, TokenSets
 
 FAMILIES: dict[type[Layout], Family] = {
     Blocks: BLOCKED,
+    Stencil: STENCILS,
     TokenMask: TOKEN_LISTS,
     TokenSets: TOKEN_LISTS,
 }

@@ -1,15 +1,17 @@
-"""Mistakes in stencils by shifted maps, whose backward pass is written by hand."""
+"""Mistakes in stencils by shifted maps and by convolutions, whose backward passes are written by hand."""
 
 from __future__ import annotations
 
 from attnkit import LearnedQuery
-from tests.mutants.mutant import Mutant, gather
+from tests.mutants.mutant import Mutant, chunked
 
-MAPS = "attnkit.kernels.shifts:_Maps"
-FORWARD = "attnkit.kernels.shifts:_forward"
-BACKWARD = "attnkit.kernels.shifts:_backward"
-PLACES = "attnkit.kernels.shifts:_by_place"
-STENCIL = (gather("stencil"),)
+MAPS = "attnkit.kernels.chunked.stencil_shifted:_Maps"
+FORWARD = "attnkit.kernels.chunked.stencil_shifted:forward"
+BACKWARD = "attnkit.kernels.chunked.stencil_shifted:backward"
+CONVOLVED = "attnkit.kernels.chunked.stencil_convolved"
+PLACES = "attnkit.kernels.chunked.stencil:_by_place"
+STENCIL = (chunked("stencil"),)
+LEARNED = (LearnedQuery(2, 3),)
 
 MUTANTS = [
     Mutant(
@@ -53,7 +55,7 @@ MUTANTS = [
     Mutant(
         "dilation_ignored",
         "A stencil's window is cut out of the map without dilation.",
-        "attnkit.kernels.shifts:_views",
+        "attnkit.kernels.chunked.stencil_shifted:_views",
         "slice(tap * far, tap * far + (size - 1) * step + 1, step)",
         "slice(tap, tap + (size - 1) * step + 1, step)",
         STENCIL,
@@ -63,7 +65,7 @@ MUTANTS = [
     Mutant(
         "stencil_window_off_by_one",
         "Windows wider than the grid end one token before its edge.",
-        "attnkit.kernels.shifts:shifted_attention",
+        "attnkit.kernels.chunked.stencil:_image",
         "min(size, 2 * far + 1)",
         "min(size, max(2 * far - 1, 1))",
         STENCIL,
@@ -95,7 +97,7 @@ MUTANTS = [
         PLACES,
         "near.new_full((near.shape[0], grid.prefix), values.fill)",
         "near.new_zeros((near.shape[0], grid.prefix))",
-        (*STENCIL, LearnedQuery(2, 3)),
+        (*STENCIL, *LEARNED),
         ("equals_dense",),
         100,
     ),
@@ -134,7 +136,7 @@ MUTANTS = [
         BACKWARD,
         "reached, gained = reached * factor, weights * factor",
         "gained = weights * factor",
-        (*STENCIL, LearnedQuery(2, 3)),
+        STENCIL,
         ("equals_dense",),
     ),
     Mutant(
@@ -149,10 +151,65 @@ MUTANTS = [
     Mutant(
         "gradient_of_the_last_query",
         "A prefix token's gradient is that of one query instead of the sum over all.",
-        "attnkit.kernels.shifts:_add",
+        "attnkit.kernels.chunked.stencil_shifted:_add",
         "(one * other).sum_to_size(target.shape)",
         "(one * other)[(..., *(slice(-1, None) for _ in target.shape[3:]))]",
         STENCIL,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "gain_in_the_denominator",
+        "Convolved windows are divided by sums that the gain counts in, too.",
+        f"{CONVOLVED}:forward",
+        "windows.gathered(windows.bare(whole), windows.below)",
+        "windows.gathered(windows.bare(whole), windows.above)",
+        LEARNED,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "convolved_masked_keys",
+        "Convolved windows see masked keys, with scores of 0.",
+        f"{CONVOLVED}:Windows.__init__",
+        "scores.masked_fill(~seen, -torch.inf)",
+        "scores.masked_fill(~seen, 0.0)",
+        LEARNED,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "convolved_prefix_unbiased",
+        "Prefix tokens add to the denominators of convolved windows without their bias.",
+        f"{CONVOLVED}:forward",
+        "(shared * below).sum(2, keepdim=True)",
+        "shared.sum(2, keepdim=True)",
+        LEARNED,
+        ("equals_dense",),
+        60,
+    ),
+    Mutant(
+        "convolved_without_upper_margin",
+        "A map that is convolved begins where its margin should.",
+        f"{CONVOLVED}:Windows.pieces",
+        "inside.start - start,",
+        "0,",
+        LEARNED,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "gradient_of_bias_without_gain",
+        "The gradient of convolved windows' biases leaves out the gain.",
+        f"{CONVOLVED}:backward",
+        "grad_above * by_gain + grad_below",
+        "grad_above + grad_below",
+        LEARNED,
+        ("equals_dense",),
+    ),
+    Mutant(
+        "gradient_of_denominators",
+        "What arrives at the denominators of convolved windows has the wrong sign.",
+        f"{CONVOLVED}:backward",
+        "(mean * share).neg_()",
+        "mean * share",
+        LEARNED,
         ("equals_dense",),
     ),
 ]

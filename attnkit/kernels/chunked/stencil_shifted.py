@@ -7,47 +7,16 @@ are made for a few places at a time, and made again where they are needed again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnkit.grid import Grid
-from attnkit.kernels.call import AttendCall, AttendResult, PairValues
-from attnkit.kernels.precision import without_autocast
-from attnkit.layouts import RelativeTable, Stencil
-
-
-def shifted_attention(call: AttendCall, layout: Stencil) -> AttendResult:
-    """Attention of the image's queries, without the prefix, over a stencil whose border is masked.
-
-    Args:
-        call: a call whose keys and values are finite also where `layout` masks them.
-        layout: its layout.
-    """
-    # Places that lie outside the grid for every query are left out.
-    reach = [(size - 1) // step for size, step in zip(layout.grid.sizes, layout.dilations, strict=True)]
-    kernel = tuple(min(size, 2 * far + 1) for size, far in zip(layout.kernels, reach, strict=True))
-    layout = replace(layout, kernel=kernel)
-    bias, gain = (_by_place(call, layout, values) for values in (call.bias, call.gain))
-    tensors = (call.q[:, :, layout.global_queries :], call.k, call.v, bias, gain, layout.key_mask)
-    window = (layout.grid.sizes, layout.grid.prefix, layout.kernels, layout.strides, layout.dilations)
-    out, total, peak = _compute(call)(*tensors, *window, float(call.scale), call.compute_dtype)
-    return AttendResult(out.to(call.v.dtype), total + peak if call.return_lse else None)
-
-
-def _compute(call: AttendCall) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """`_forward` as the one who runs it needs it.
-
-    A compiler gets one operator, because a few operators per place and pass take minutes to compile; torch.export,
-    which traces without Dynamo, gets those of PyTorch, so that what it writes needs no attnkit.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return _operator
-    return _Shifted.apply if call.needs_grad and not torch.compiler.is_compiling() else _forward
+from attnkit.kernels.ops.stencil import wide
+from attnkit.layouts import Stencil
 
 
 class _Maps:
@@ -62,7 +31,9 @@ class _Maps:
     ) -> None:
         self.layout, self.prefix = layout, layout.grid.prefix
         self.views = _views(layout)
-        self.q = _map(q.to(dtype) * scale, layout.query_grid.sizes).contiguous()
+        image_sizes = layout.query_grid.sizes
+        queries = (q.to(dtype) * scale).expand(-1, -1, math.prod(image_sizes), -1)
+        self.q = _map(queries, image_sizes).contiguous()
         self.k, self.v = self._padded(k.to(dtype)), self._padded(v.to(dtype))
         if seen is None:
             seen = torch.ones(1, 1, layout.num_keys, dtype=torch.bool, device=q.device)
@@ -108,7 +79,7 @@ class _Maps:
         return logits.masked_fill(hidden, -torch.inf)
 
 
-def _forward(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -121,14 +92,12 @@ def _forward(
     strides: Sequence[int],
     dilations: Sequence[int],
     scale: float,
-    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (B, heads, Nq, Dv), and two numbers per query whose sum is the lse, in `dtype`.
+    """A kernel of `attnkit::stencil`.
 
-    The first is the log of the denominator after the largest logit, the second, was subtracted. Apart, they keep the
-    digits that their sum loses where logits are large. The denominator is known before any value is added up, so that
-    no sum outgrows the largest value.
+    The denominator is known before any value is added up, so that no sum outgrows the largest value.
     """
+    dtype = wide(q, v)
     maps = _Maps(q, k, v, seen, _stencil(sizes, prefix, kernels, strides, dilations), scale, dtype)
     chunks = maps.chunks()
     logits = maps.logits(bias, chunks[0])
@@ -153,69 +122,40 @@ def _forward(
             weight, value = weights[:, :, at, None], maps.at(maps.v, place)
             out = weight * value if out is None else out.addcmul_(weight, value)
     assert out is not None
-    return out.flatten(3).transpose(2, 3), total.log().flatten(2), peak.flatten(2)
+    rows = out.flatten(3).permute(0, 3, 1, 2).contiguous().transpose(1, 2)
+    return rows, total.log().flatten(2), peak.flatten(2)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.sizes, ctx.prefix, ctx.kernels, ctx.strides, ctx.dilations, ctx.scale, ctx.dtype = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _gradients(ctx: Any, backward: Callable[..., list[Tensor]], grads: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-    """What autograd asks for, one entry per argument of `_forward`."""
-    window = (ctx.sizes, ctx.prefix, ctx.kernels, ctx.strides, ctx.dilations)
-    # Once: a checkpoint unpacks each tensor a single time.
-    saved = ctx.saved_tensors
-    with without_autocast(saved[0].device):
-        found = backward(*saved, *grads[:2], *window, ctx.scale, ctx.dtype)
-    bias, gain = saved[3:5]
-    rest = iter(found[3:])
-    return (*found[:3], *(None if one is None else next(rest) for one in (bias, gain)), *(None,) * 8)
-
-
-class _Shifted(torch.autograd.Function):
-    """`_forward` with a backward pass that makes the weights again instead of keeping them."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _forward(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        _save(ctx, inputs, output)
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        return _gradients(ctx, _backward, grads)
-
-
-def _backward(
+def backward(
+    grad_out: Tensor | None,
+    grad_total: Tensor | None,
+    grad_peak: None,
+    out: Tensor,
+    total: Tensor,
+    peak: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
     gain: Tensor | None,
     seen: Tensor | None,
-    out: Tensor,
-    total: Tensor,
-    peak: Tensor,
-    grad_out: Tensor | None,
-    grad_total: Tensor | None,
     sizes: Sequence[int],
     prefix: int,
     kernels: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
     scale: float,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Gradients of q, k and v, and of bias and gain where there are any.
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """A kernel of `attnkit::stencil_backward`, which makes the weights again instead of keeping them.
 
     With weights p and `reached = gain * grad_out . v`, the logits get `p * (reached - mean)`. `mean` is the average of
     what is reached, which is `grad_out . out`, less what arrives at the lse.
+
+    Returns:
+        Gradients of q, k, v, bias and gain, in any dtype.
     """
+    dtype = wide(q, v)
     maps = _Maps(q, k, v, seen, _stencil(sizes, prefix, kernels, strides, dilations), scale, dtype)
     image_sizes = maps.layout.query_grid.sizes
     grad = torch.zeros_like(out) if grad_out is None else grad_out
@@ -244,31 +184,9 @@ def _backward(
             grad_q.addcmul_(step, maps.at(maps.k, place))
             _add(maps.at(grad_k, place), step, maps.q)
             _add(maps.at(grad_v, place), share, grad)
-    found = [(grad_q * scale).flatten(3).transpose(2, 3).to(q.dtype)]
-    found += [maps.cut(grad_k).to(k.dtype), maps.cut(grad_v).to(v.dtype)]
-    found += [torch.cat(grads_bias, dim=2).to(bias.dtype)] if bias is not None else []
-    found += [torch.cat(grads_gain, dim=2).to(gain.dtype)] if gain is not None else []
-    return found
-
-
-_operator = torch.library.custom_op("attnkit::shifted_attention", _forward, mutates_args=())
-_operator_backward = torch.library.custom_op("attnkit::shifted_attention_backward", _backward, mutates_args=())
-
-
-@_operator.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    out = q.new_empty(*q.shape[:2], v.shape[3], q.shape[2], dtype=rest[-1]).transpose(2, 3)
-    total, peak = (q.new_empty(q.shape[:3], dtype=rest[-1]) for _ in range(2))
-    return out, total, peak
-
-
-@_operator_backward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gain: Tensor | None, *rest: Any) -> list[Tensor]:
-    found = [one.new_empty(one.transpose(2, 3).shape).transpose(2, 3) for one in (q, k, v)]
-    return found + [one.new_empty(one.shape) for one in (bias, gain) if one is not None]
-
-
-_operator.register_autograd(lambda ctx, *grads: _gradients(ctx, _operator_backward, grads), setup_context=_save)
+    grad_q = (grad_q * scale).flatten(3).transpose(2, 3)
+    tables = (torch.cat(one, dim=2) if one else None for one in (grads_bias, grads_gain))
+    return [grad_q, maps.cut(grad_k), maps.cut(grad_v), *tables]
 
 
 def _add(target: Tensor, one: Tensor, other: Tensor) -> None:
@@ -277,24 +195,6 @@ def _add(target: Tensor, one: Tensor, other: Tensor) -> None:
         target.addcmul_(one, other)
     else:
         target.add_((one * other).sum_to_size(target.shape))
-
-
-def _by_place(call: AttendCall, layout: Stencil, values: PairValues | None) -> Tensor | None:
-    """Bias or gain by place: (B or 1, heads or 1, places, *query sizes or 1s)."""
-    if values is None:
-        return None
-    grid = layout.grid
-    if isinstance(values, RelativeTable) and values.fits(grid, layout.strides):
-        near = values.window(layout.kernels, layout.dilations)
-        first = near.new_full((near.shape[0], grid.prefix), values.fill)
-        return torch.cat([first, near], dim=1)[(None, ..., *(None,) * grid.ndim)]
-    taps = layout.taps(call.q.device)
-    shared = torch.arange(grid.prefix, device=taps.device).expand(taps.shape[0], -1)
-    keys = torch.cat([shared, taps], dim=1)[None, None]
-    queries = torch.arange(grid.prefix, layout.num_queries, device=taps.device)[None, None, :, None]
-    found = call.pairs_at(values, queries, keys)
-    assert found is not None
-    return found.transpose(2, 3).unflatten(3, layout.query_grid.sizes)
 
 
 def _map(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
