@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnkit.kernels.ops.registering import exporting
 from attnkit.primitives.highest import Highest
 
 # Scores that are made at one time: they fit the cache, and a step of the search costs more than what it starts.
@@ -71,7 +72,7 @@ def keys_above(guess: Guess, score: float, prefix: tuple[int, int] = (0, 0)) -> 
     Returns:
         bool (B, heads, queries, keys), with the prefix.
     """
-    if _exporting():
+    if exporting():
         return _framed(guess.all_scores() > score, prefix)
     return _chosen(guess, score, 0, None, prefix)
 
@@ -88,7 +89,7 @@ def best_keys(guess: Guess, budget: int, prefix: tuple[int, int] = (0, 0), most:
     Returns:
         bool (B, heads, queries, keys), with the prefix.
     """
-    if _exporting():
+    if exporting():
         index = guess.all_scores().topk(budget, dim=-1).indices
         chosen = torch.ones_like(index, dtype=torch.bool)
         if most is not None:
@@ -109,15 +110,10 @@ def best_lists(guess: Guess, budget: int, first: int = 0) -> Tensor:
     Returns:
         (B, heads, queries, budget), int32, or int64 in an exported graph.
     """
-    if _exporting():
+    if exporting():
         return guess.all_scores().topk(budget, dim=-1).indices + first
     function = _list_operator if torch.compiler.is_compiling() else _list
     return function(*guess, budget, first)
-
-
-def _exporting() -> bool:
-    """Whether a graph is traced that should hold PyTorch's own operators only."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _framed(seen: Tensor, prefix: tuple[int, int]) -> Tensor:

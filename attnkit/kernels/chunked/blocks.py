@@ -18,6 +18,7 @@ from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.block_slabs import Near, Slabs, Tables
 from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.ops.blocks import BLOCKS
+from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.softmax import global_rows
 from attnkit.layouts import Blocks
 
@@ -42,7 +43,7 @@ def _why_not(call: AttendCall) -> tuple[str, ...]:
         reasons.append(f"q and k are {call.q.dtype} but v is {call.v.dtype}; it needs one dtype")
     if not call.layout.key_slots:
         reasons.append("there are no keys to fetch")
-    if torch.compiler.is_exporting():
+    if exporting():
         reasons.append("torch.export writes PyTorch's own operators, so that what it writes needs no attnkit")
     return tuple(reasons)
 

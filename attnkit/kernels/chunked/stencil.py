@@ -13,6 +13,7 @@ from attnkit.kernels.backend import size_of
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.kernels.chunked import stencil_convolved, stencil_shifted
 from attnkit.kernels.chunked.family import Family
+from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.kernels.softmax import global_rows, visible_values
 from attnkit.layouts import RelativeTable, Stencil
@@ -63,8 +64,7 @@ def _image(call: AttendCall, layout: Stencil) -> AttendResult:
     first = layout.global_queries
     q = call.q[:, :, first : first + 1] if _shared(call) else call.q[:, :, first:]
     window = (layout.grid.sizes, layout.grid.prefix, layout.kernels, layout.strides, layout.dilations)
-    # torch.export writes PyTorch's own operators, so that what it writes needs no attnkit.
-    compute = stencil_shifted.forward if torch.compiler.is_exporting() else STENCIL.op
+    compute = stencil_shifted.forward if exporting() else STENCIL.op
     out, total, peak = compute(q, call.k, call.v, bias, gain, layout.key_mask, *window, float(call.scale))
     return AttendResult(out.to(call.v.dtype), total + peak if call.return_lse else None)
 

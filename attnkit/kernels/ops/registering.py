@@ -30,6 +30,14 @@ Work: TypeAlias = "Callable[..., tuple[int, int]]"
 _library = torch.library.Library("attnkit", "FRAGMENT")
 
 
+def exporting() -> bool:
+    """Whether torch.export traces a graph, which holds PyTorch's own operators, so that what is saved needs no attnkit.
+
+    To Dynamo in torch 2.10 `torch.compiler.is_exporting()` is always true.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 class OpPair:
     """The operators `attnkit::{name}` and `attnkit::{name}_backward`.
 
