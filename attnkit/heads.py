@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from attnkit.mixes import GroupLike, read_groups
 from attnkit.padding import cropped, padded
 from attnkit.primitives.base import BuildContext, Columns, HeadGroup, HeadInputs
 from attnkit.primitives.draws import DrawCounter
+
+Parts: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,8 @@ class HeadMix(nn.Module):
         self.columns: list[Columns] = [
             check_columns(group, group.columns(context)) for group, context in zip(self.options, contexts, strict=True)
         ]
-        self._widths = [columns.q + columns.k + columns.v for columns in self.columns]
-        self.qkv = nn.Linear(dim, sum(self._widths), bias=qkv_bias) if any(self._widths) else None
+        width = sum(columns.q + columns.k + columns.v for columns in self.columns)
+        self.qkv = nn.Linear(dim, width, bias=qkv_bias) if width else None
         self.groups = nn.ModuleList(
             check_group(group, group.build(context)) for group, context in zip(self.options, contexts, strict=True)
         )
@@ -179,20 +181,18 @@ class HeadMix(nn.Module):
             x, grid, token_mask = padded(x, grid, self.pad_multiple, token_mask)
         qkv = self.qkv
         columns = x[..., :0] if qkv is None else qkv(x)
-        alone = len(self.options) == 1
-        parts = (columns,) if alone else columns.split(self._widths, dim=-1)
+        parts = _heads(columns, self.columns, [options.heads for options in self.options])
         out_grid = grid.strided(self.stride).refined(self.scale)
         batch, tokens = x.shape[0], out_grid.tokens if places is None else x.shape[1]
         joining: list[Tensor] = []
         aux: dict[str, Tensor] = {}
-        for index, (group, options) in enumerate(zip(self.groups, self.options, strict=True)):
-            q, k, v = _heads(parts[index], self.columns[index], options.heads)
+        for index, (group, options, (q, k, v)) in enumerate(zip(self.groups, self.options, parts, strict=True)):
             output = group(HeadInputs(x, q, k, v, grid, token_mask, draw, places, prefix_weights))
             check_output(options, output, (batch, options.heads, tokens, self.head_dim), out_grid)
             joining.append(output.out.transpose(1, 2).flatten(2))
             for name, one in output.aux.items():
                 aux[f"{index}.{name}"] = one
-        joined = joining[0] if alone else torch.cat(joining, dim=-1)
+        joined = joining[0] if len(joining) == 1 else torch.cat(joining, dim=-1)
         if self.pad_multiple is not None:
             joined, out_grid = cropped(joined, grid, whole), whole
         return MixOutput(self.proj(joined), out_grid, aux)
@@ -229,16 +229,20 @@ class HeadMix(nn.Module):
 MIX_KEYWORDS = tuple(HeadMix.__init__.__kwdefaults__ or ())
 
 
-def _heads(columns: Tensor, widths: Columns, heads: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """q, k and v of one group, views (B, heads, N, D) of its columns (B, N, q + k + v)."""
+def _heads(columns: Tensor, widths: list[Columns], heads: list[int]) -> list[Parts]:
+    """q, k and v of every group, views (B, heads, N, D) of the columns (B, N, all widths), None where it has none."""
     batch, tokens, _ = columns.shape
-    each = (widths.q, widths.k, widths.v)
-    if each[0] == each[1] == each[2] and each[0]:
-        q, k, v = columns.view(batch, tokens, 3, heads, each[0] // heads).unbind(2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    parts = columns.split(each, dim=-1) if sum(map(bool, each)) > 1 else [columns if width else None for width in each]
-    q, k, v = (
-        part.view(batch, tokens, heads, width // heads).transpose(1, 2) if part is not None and width else None
-        for part, width in zip(parts, each, strict=True)
-    )
-    return q, k, v
+    first = widths[0]
+    if len(widths) == 1 and first.q == first.k == first.v and first.q:
+        q, k, v = columns.view(batch, tokens, 3, heads[0], first.q // heads[0]).unbind(2)
+        return [(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))]
+    each = [width for one in widths for width in (one.q, one.k, one.v) if width]
+    # One split for all groups is one copy in the backward pass.
+    pieces = iter(columns.split(each, dim=-1) if len(each) > 1 else (columns,))
+
+    def part(width: int, count: int) -> Tensor | None:
+        return next(pieces).view(batch, tokens, count, width // count).transpose(1, 2) if width else None
+
+    return [
+        (part(one.q, count), part(one.k, count), part(one.v, count)) for one, count in zip(widths, heads, strict=True)
+    ]

@@ -59,25 +59,24 @@ class GatherBackend(Backend):
 
 
 def _fetch(rows: Tensor, token: Tensor) -> Tensor:
-    """Rows of (B, heads, N, D) at tokens (B or 1, heads or 1, ...): (B, heads, ..., D); -1 fetches zeros.
+    """Rows of (B, heads, N, D) at tokens >= 0 (B or 1, heads or 1, ...): (B, heads, ..., D).
 
     Heads that share their tokens are fetched together, straight from the (B, N, heads, D) order in which a projection
     leaves them.
     """
     batch, heads, count, width = rows.shape
-    spot = token.clamp(min=0)
     shape = token.shape[2:]
     if token.shape[1] == 1:
         flat = rows.transpose(1, 2)
         if token.shape[0] == 1:
-            found = _select(flat, 1, spot.flatten())
+            found = _select(flat, 1, token.flatten())
         else:
             step = torch.arange(batch, device=rows.device).view(-1, 1) * count
-            found = _select(flat.reshape(batch * count, heads, width), 0, (spot.flatten(1) + step).flatten())
+            found = _select(flat.reshape(batch * count, heads, width), 0, (token.flatten(1) + step).flatten())
         found = found.view(batch, *shape, heads, width).movedim(-2, 1)
     else:
         step = torch.arange(batch * heads, device=rows.device).view(batch, heads, 1) * count
-        spots = (spot.flatten(2).expand(batch, heads, -1) + step).flatten()
+        spots = (token.flatten(2).expand(batch, heads, -1) + step).flatten()
         found = _select(rows.reshape(batch * heads * count, width), 0, spots).view(batch, heads, *shape, width)
     return found
 
@@ -127,7 +126,8 @@ def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
     k, v = visible_values(call)
     if not fusable(call):
         k, v = k.to(call.compute_dtype), v.to(call.compute_dtype)
-    near_k, near_v = _fetch(k, keys), _fetch(v, keys)
+    near = keys.clamp(min=0) if partial else keys
+    near_k, near_v = _fetch(k, near), _fetch(v, near)
     if partial:
         valid = keys >= 0
         # Slots without a key fetched token 0, whose values must not spread as zero times NaN.
@@ -135,10 +135,10 @@ def _blocks(call: AttendCall, layout: Blocks) -> AttendResult:
         if layout.key_mask is not None:
             mask = layout.key_mask
             shape = torch.broadcast_shapes(mask.shape[:2], keys.shape[:2])
-            spots = keys.clamp(min=0).flatten(2).expand(*shape, -1)
+            spots = near.flatten(2).expand(*shape, -1)
             valid = valid & mask.expand(*shape, -1).gather(2, spots).view(*shape, *keys.shape[2:])
         valid = valid[..., None, :]
-    near_q = _fetch(call.q, order.token)
+    near_q = _fetch(call.q, order.token.clamp(min=0) if order.padded else order.token)
     pairs = (order.token[..., :, None], keys[..., None, :])
     bias, gain = (call.pairs_at(values, *pairs) for values in (call.bias, call.gain))
     if fusable(call):
@@ -174,12 +174,13 @@ def _lists(call: AttendCall, index: Tensor) -> AttendResult:
     valid = index >= 0
     # Before they are fetched, so that the gradients of all who fetch a key are added up in this dtype.
     k, v = (one.to(call.compute_dtype) for one in visible_values(call))
-    near_k, near_v = _fetch(k, index), _fetch(v, index)
+    near = index.clamp(min=0)
+    near_k, near_v = _fetch(k, near), _fetch(v, near)
     near_k, near_v = near_k.where(valid[..., None], 0.0), near_v.where(valid[..., None], 0.0)
     if layout.key_mask is not None:
         mask = layout.key_mask
         shape = torch.broadcast_shapes(mask.shape[:2], index.shape[:2])
-        spots = index.clamp(min=0).flatten(2).expand(*shape, -1)
+        spots = near.flatten(2).expand(*shape, -1)
         valid = valid & mask.expand(*shape, -1).gather(2, spots).view(*shape, *index.shape[2:])
     first = layout.global_queries
     rows = torch.arange(first, layout.num_queries, device=index.device)[None, None, :, None]

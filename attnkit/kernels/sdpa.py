@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from attnkit.kernels.backend import Backend, size_of
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.softmax import fused_attention
+from attnkit.layouts import Layout
+from attnkit.layouts.cache import cached
+from attnkit.layouts.token_sets import may_look
+
+# Pairs beyond which making a mask is little beside the attention under it.
+LARGEST = 2**22
 
 
 class SdpaBackend(Backend):
@@ -32,8 +41,23 @@ class SdpaBackend(Backend):
         layout, k, v = call.layout, call.k, call.v
         mask = None
         if not layout.full:
-            mask = layout.to_mask(call.q.device)
-            # As in the reference: values nobody sees must not reach the output as zero times NaN.
-            seen = mask.any(dim=-2)[..., None]
-            k, v = k.where(seen, 0.0), v.where(seen, 0.0)
+            mask, seen = _visible(layout, call.q.device)
+            if seen is not None:
+                # As in the reference: values nobody sees must not reach the output as zero times NaN.
+                k, v = k.where(seen, 0.0), v.where(seen, 0.0)
         return AttendResult(fused_attention(call.q, k, v, mask, call.scale, call.pair_values(call.bias)), None)
+
+
+def _visible(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """A layout's mask; and which keys are seen at all, (B or 1, heads or 1, Nk, 1), None where all are known to be."""
+
+    def make() -> tuple[Tensor, ...]:
+        mask = layout.to_mask(device)
+        seen = mask.any(dim=-2)[..., None]
+        # Looked at where it is made once.
+        return (mask,) if lasting and may_look(seen) and bool(seen.all()) else (mask, seen)
+
+    key = None if torch.compiler.is_compiling() else layout.made_of
+    lasting = key is not None and layout.num_queries * layout.num_keys <= LARGEST
+    mask, *seen = cached(("seen", key, str(device)), make) if lasting else make()
+    return mask, seen[0] if seen else None

@@ -27,6 +27,8 @@ class Layout(metaclass=NamedArguments):
     _refusal = LayoutError
 
     kind: ClassVar[str]
+    # What a layout that depends on sizes only is remembered by, set where it is made once; None for all others.
+    made_of: ClassVar[Hashable | None] = None
     # Every layout declares this as its own last field: older compilers mistake the order of inherited ones.
     key_mask: Tensor | None
 
@@ -52,8 +54,8 @@ class Layout(metaclass=NamedArguments):
         return type(self), self.own_form(), form_of(self.key_mask)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Unpickled tensors may lie on another device than a remembered signature says.
-        return {name: value for name, value in vars(self).items() if name != "signature"}
+        # Unpickled tensors may lie on another device than these say.
+        return {name: value for name, value in vars(self).items() if name not in ("signature", "made_of")}
 
     def own_form(self) -> Hashable:
         """The part of `signature` beside the key mask: all fields, and for tensors their `form_of`."""

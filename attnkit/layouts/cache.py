@@ -43,8 +43,8 @@ _lock = threading.Lock()
 def cached(key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Returns `make()`, remembered under `key`.
 
-    The least recently used is forgotten beyond 512 of them or 256 MiB, and one whose tensors were written to is made
-    anew. Inside `torch.compile` and `torch.export` nothing is remembered: the table becomes part of the graph.
+    The least recently used is forgotten beyond 512 of them or 256 MiB in all, and one whose tensors were written to is
+    made anew. Inside `torch.compile` and `torch.export` nothing is remembered: the table becomes part of the graph.
     """
     if torch.compiler.is_compiling():
         return make()
@@ -62,7 +62,8 @@ def cached_layout(key: Hashable, make: Callable[[], LayoutLike]) -> LayoutLike:
     found = _remembered(key)
     if found is None:
         found = _made(make)
-        _remember(key, found, found.tables)
+        if _remember(key, found, found.tables):
+            object.__setattr__(found, "made_of", key)
     return found  # type: ignore[return-value]
 
 
@@ -97,19 +98,21 @@ def _made(make: Callable[[], Made]) -> Made:
         return make()
 
 
-def _remember(key: Hashable, value: object, tables: tuple[Tensor, ...]) -> None:
+def _remember(key: Hashable, value: object, tables: tuple[Tensor, ...]) -> bool:
     """Keeps a value, unless its tables end with the fake mode or the function transform they were made in."""
-    if _pretending() or not all(type(table) is Tensor and not is_functorch_wrapped_tensor(table) for table in tables):
-        return
     size = sum(table.numel() * table.element_size() for table in tables)
+    lasting = all(type(table) is Tensor and not is_functorch_wrapped_tensor(table) for table in tables)
+    if not lasting or size > BYTES or _pretending():
+        return False
     try:
         with _lock:
             _kept[key] = _Kept(value, tables, [table._version for table in tables], size)
             _kept.move_to_end(key)
-            while len(_kept) > CAPACITY or (len(_kept) > 1 and sum(one.size for one in _kept.values()) > BYTES):
+            while len(_kept) > CAPACITY or sum(one.size for one in _kept.values()) > BYTES:
                 _kept.popitem(last=False)
     except TypeError:
-        return
+        return False
+    return True
 
 
 def _pretending() -> bool:

@@ -62,6 +62,10 @@ class Stencil(Layout):
         return self.grid, self.kernel, self.stride, self.dilation, self.border
 
     @property
+    def made_of(self) -> Hashable | None:  # type: ignore[override]
+        return None if self.key_mask is not None else ("stencil", type(self), self.own_form())
+
+    @property
     def kernels(self) -> tuple[int, ...]:
         """Kernel per axis."""
         return self.grid.per_axis(self.kernel, "kernel")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnkit.grid import Grid
+from attnkit.layouts.cache import cached
 
 
 def cell_means(
@@ -27,13 +28,24 @@ def cell_means(
     """
     image = tokens[:, grid.prefix :]
     precise = torch.promote_types(tokens.dtype, torch.float32)
-    present = torch.ones(1, grid.image_tokens, dtype=precise, device=tokens.device)
-    if token_mask is not None:
+    if token_mask is None:
+
+        def make() -> tuple[Tensor, Tensor]:
+            everywhere = torch.ones(1, grid.image_tokens, dtype=precise, device=tokens.device)
+            return _counted(everywhere, grid, cells, lengths)
+
+        counts, divisors = cached(("cells", grid, cells, lengths, precise, str(tokens.device)), make)
+    else:
         inside = token_mask[:, grid.prefix :]
-        image, present = image.where(inside[..., None], 0.0), inside.to(precise)
-    sums = _cell_sums(image, grid, cells, lengths, precise)
-    counts = _cell_sums(present[..., None], grid, cells, lengths, precise)[..., 0]
-    return (sums / counts.clamp(min=1.0)[..., None]).to(tokens.dtype), counts
+        image = image.where(inside[..., None], 0.0)
+        counts, divisors = _counted(inside.to(precise), grid, cells, lengths)
+    return (_cell_sums(image, grid, cells, lengths, precise) / divisors).to(tokens.dtype), counts
+
+
+def _counted(present: Tensor, grid: Grid, cells: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Tokens in each cell, (B or 1, cells), and what their sums are divided by, (B or 1, cells, 1)."""
+    counts = _cell_sums(present[..., None], grid, cells, lengths, present.dtype)
+    return counts[..., 0], counts.clamp(min=1.0)
 
 
 def _cell_sums(

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attnkit.grid import Grid
 from attnkit.layouts import Blocks
-from attnkit.layouts.cache import cached
-from attnkit.layouts.orders import Order, permuted_order
+from attnkit.layouts.cache import cached_layout
+from attnkit.layouts.orders import permuted_order
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs
 from attnkit.primitives.permutation import random_permutation
@@ -77,7 +77,15 @@ class RandomWindowHeads(SoftmaxHeads):
         self.place = (context.layer, context.group)
 
     def plan(self, inputs: HeadInputs) -> Plan:
-        return Plan(Blocks(self.order(inputs), prefix=inputs.grid.prefix))
+        grid, window = inputs.grid, self.random.window
+
+        def make() -> Blocks:
+            return Blocks(permuted_order(self.permutation(inputs), window, grid.prefix), prefix=grid.prefix)
+
+        if inputs.draw is not None and self.random.resample:
+            return Plan(make())
+        key = ("random windows", self.random.seed, self.place, window, grid, str(inputs.x.device))
+        return Plan(cached_layout(key, make))
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         place = self.permutation(inputs).argsort()
@@ -86,20 +94,6 @@ class RandomWindowHeads(SoftmaxHeads):
 
     def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
         return softmax_heads(self, inputs, attention)
-
-    def order(self, inputs: HeadInputs) -> Order:
-        """The windows of this pass."""
-        grid, window = inputs.grid, self.random.window
-        if inputs.draw is not None and self.random.resample:
-            return permuted_order(self.permutation(inputs), window, grid.prefix)
-
-        def make() -> tuple[Tensor, Tensor]:
-            order = permuted_order(self.permutation(inputs), window, grid.prefix)
-            return order.token, order.slot
-
-        key = ("random windows", self.random.seed, self.place, window, grid, str(inputs.x.device))
-        token, slot = cached(key, make)
-        return Order(token, slot, padded=token.numel() > slot.numel())
 
     def permutation(self, inputs: HeadInputs) -> Tensor:
         """The permutation of the image tokens that this pass uses: int64 (image tokens,)."""

@@ -72,7 +72,7 @@ def test_a_window_over_everything_is_dense_attention():
 
 def test_windows_hold_what_they_should():
     group = mix_of(window=5).groups[0]
-    order = group.order(HeadInputs(torch.zeros(1, 24, 8), None, None, None, GRID, None, torch.tensor(0)))
+    order = group.plan(HeadInputs(torch.zeros(1, 24, 8), None, None, None, GRID, None, torch.tensor(0))).layout.order
     held = [one for one in order.token.flatten().tolist() if one >= 0]
     assert sorted(held) == list(range(24))
     sizes = sorted(int((row >= 0).sum()) for row in order.token.reshape(-1, order.token.shape[-1]))

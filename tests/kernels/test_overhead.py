@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnkit import Dense, Grid, HeadMix, Window
+from attnkit import Dense, Grid, HeadMix, Neighborhood, PooledGlobal, RandomWindow, Window
 from attnkit.kernels import AttendCall
 from attnkit.layouts import Dense as DenseLayout
 from attnkit.layouts import RelativeTable, cache
@@ -70,6 +70,32 @@ def test_several_groups_are_joined_by_one_copy():
     assert len(mixed) <= 2 * len(alone) - shared + 2
 
 
+@pytest.mark.parametrize("heads", [[1, 3], [1, 1, 2], [1, 1, 1, 1]])
+def test_however_many_groups_there_are_one_copy_joins_them_each_way(heads):
+    layer = HeadMix(16, [Dense(heads=count) for count in heads])
+    names = operators(layer, backward=True)
+    assert [name for name in names if name in COPIES] == ["cat", "cat"]
+
+
+SIZES_ONLY = {
+    "window": Window(heads=4, window=2),
+    "shifted": Window(heads=4, window=2, partition="shifted"),
+    "padded": Window(heads=4, window=5),
+    "random": RandomWindow(heads=4, window=5),
+    "neighborhood": Neighborhood(heads=4, kernel=3),
+    "pooled": PooledGlobal(heads=4, pool=2),
+}
+
+
+@pytest.mark.parametrize("name", SIZES_ONLY)
+def test_what_depends_on_sizes_only_is_made_in_the_first_call(name):
+    layer = HeadMix(16, [SIZES_ONLY[name]]).eval()
+    cache.forget()
+    making = {"arange", "ones", "zeros", "full", "scatter", "gather", "sort", "any", "_local_scalar_dense"}
+    assert making & set(operators(layer))
+    assert not making & set(operators(layer))
+
+
 def test_needs_grad_sees_every_tensor():
     q, k, v = random_qkv((25, 25))
     bias = q.new_zeros(1, 1, 1, 1, requires_grad=True)
@@ -80,10 +106,3 @@ def test_needs_grad_sees_every_tensor():
         with torch.no_grad():
             assert not call.needs_grad
     assert not AttendCall(q, k, v, DenseLayout(25), 1.0).needs_grad
-
-
-def test_windows_make_their_tables_in_the_first_call():
-    layer = HeadMix(16, [Window(heads=4, window=2)])
-    cache.forget()
-    assert {"arange", "scatter"} & set(operators(layer))
-    assert not {"arange", "scatter", "full", "_local_scalar_dense"} & set(operators(layer))

@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant(
         "window_cache_forgets_the_seed",
         "Windows of another seed are taken from the cache.",
-        "attnkit.primitives.random_window:RandomWindowHeads.order",
+        "attnkit.primitives.random_window:RandomWindowHeads.plan",
         '("random windows", self.random.seed, self.place',
         '("random windows", self.place',
         SMALL,
