@@ -11,8 +11,8 @@ from torch import Tensor
 from attnkit.kernels.ops.registering import exporting
 from attnkit.primitives.highest import Highest
 
-# Scores that are made at one time: they fit the cache, and a step of the search costs more than what it starts.
-SCORES = 1 << 20
+# Scores that are made at one time: a step of the search over fewer would take less time than its start.
+SCORES = 1 << 21
 
 
 class Guess(NamedTuple):
@@ -46,7 +46,7 @@ class Guess(NamedTuple):
         else:
             best = shares.topk(min(self.coefficients, shares.shape[1]), dim=-1, sorted=False)
             # Adds up those rows of the basis, where a product would multiply all of them.
-            scores = F.embedding_bag(best.indices, basis, mode="sum", per_sample_weights=best.values)
+            scores = F.embedding_bag(best.indices.int(), basis, mode="sum", per_sample_weights=best.values)
         return scores if self.kept is None else scores.masked_fill_(~self.kept[item], -torch.inf)
 
     def all_scores(self) -> Tensor:

@@ -10,7 +10,9 @@ SEARCHED = 1 << 16
 # More steps than a search between numbers that differ ever takes, but for a few rows.
 STEPS = 24
 # Scores that are compared at one time.
-SCRATCH = 1 << 17
+SCRATCH = 1 << 18
+# Rows that are sorted where nothing is known yet.
+SAMPLE = 8
 
 
 class Highest:
@@ -22,21 +24,20 @@ class Highest:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        # The limit as a share of the row's highest score, and by which share it falls for one key more.
+        # The limit as a share of the row's mean, and by which share it rises for one key less.
         self.share = self.slope = torch.nan
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """A mask (rows, keys); its dtype is bool or that of the scores."""
+        """A mask (rows, keys), bool or of the scores' dtype. It may lie where the scores lay, each >= 0 or -inf."""
         if not 0 < self.budget < scores.shape[1]:
             return torch.full_like(scores, self.budget > 0, dtype=torch.bool)
         if scores.device.type != "cpu" or scores.numel() < SEARCHED:
             return self._topk(scores)
         limit = self._limits(scores)
-        found = torch.gt(scores, limit, out=torch.empty_like(scores))
         tied = limit.isnan().flatten().nonzero().flatten()
-        if tied.numel():
-            found[tied] = self._topk(scores[tied]).to(found.dtype)
-        return found
+        settled = self._topk(scores[tied]).to(scores.dtype)
+        # Comparisons that write floats are several times as fast as those that write bools.
+        return scores.gt_(limit).index_copy_(0, tied, settled)
 
     def _topk(self, scores: Tensor) -> Tensor:
         index = scores.topk(self.budget, dim=-1, sorted=False).indices
@@ -44,66 +45,76 @@ class Highest:
 
     def _excess(self, scores: Tensor, limit: Tensor) -> Tensor:
         """By how many more scores than the budget lie above a limit: (rows, 1)."""
-        rows, keys = scores.shape
-        step = max(SCRATCH // keys, 1)
-        count = scores.new_empty(rows, 1)
-        # Comparisons that write floats are several times as fast as those that write bools.
-        scratch = scores.new_empty(min(step, rows), keys)
-        for at in range(0, rows, step):
-            part = scores[at : at + step]
-            above = torch.gt(part, limit[at : at + step], out=scratch[: part.shape[0]])
-            torch.sum(above, -1, keepdim=True, out=count[at : at + step])
+        step = min(max(SCRATCH // scores.shape[1], 1), len(scores))
+        count, scratch = torch.empty_like(limit), scores.new_empty(step, scores.shape[1])
+        for part, border, into in zip(scores.split(step), limit.split(step), count.split(step), strict=True):
+            torch.sum(torch.gt(part, border, out=scratch[: len(part)]), -1, keepdim=True, out=into)
         return count.sub_(self.budget)
 
     def _limits(self, scores: Tensor) -> Tensor:
         """For each row (rows, keys) a number below exactly `budget` scores, (rows, 1); NaN where none was found.
 
-        Counting the scores above a number is far faster than PyTorch's topk, so that a secant search (the Illinois
-        rule, which halves the weight of an end that stays) between 0 and the highest score wins. Rows are alike, so
-        that the first two steps are those of the piece before. Where scores are equal at the border, there is no such
-        number.
+        Counting the scores above a number is far faster than PyTorch's topk. Rows are alike, so that the search begins
+        at the share of a row's mean that was right before, and steps on as the count fell before; then it goes on as a
+        secant search (the Illinois rule, which halves the weight of an end that stays). Where scores are equal at the
+        border, there is no such number.
         """
         rows, keys = scores.shape
         found = scores.new_full((rows, 1), torch.nan)
-        low, high = scores.new_zeros(rows, 1), scores.amax(-1, keepdim=True)
-        peak, known = high, self.share == self.share
+        low, high, mean = scores.new_zeros(rows, 1), scores.amax(-1, keepdim=True), scores.mean(-1, keepdim=True)
+        if not bool(mean.isfinite().all()):
+            mean = scores.clamp(min=0.0).mean(-1, keepdim=True)
+        if self.share != self.share:
+            self._sample(scores, mean)
+        if self.share == 0.0:
+            self.share = torch.nan
+            return found
         # Of scores above 0 there may be fewer, in which case equal ones decide.
-        more = torch.full_like(high, keys - self.budget) if known else self._excess(scores, low)
-        less = torch.full_like(high, -self.budget)
-        stayed = torch.zeros_like(high)
+        more, less = torch.full_like(high, keys - self.budget), torch.full_like(high, -self.budget)
+        first = limit = mean * self.share
+        fewer, last, right = limit, high > high, torch.full_like(high, torch.nan)
         left, live = scores, torch.arange(rows, device=scores.device)
-        drop, limit, count = more < 0, high, high
         for turn in range(STEPS):
-            if int(drop.sum()) * 2 >= len(drop):
-                stay = (~drop).flatten().nonzero().flatten()
+            count = self._excess(left, limit)
+            if turn == 0:
+                fewer = count
+            drop, above = count == 0, count > 0
+            right = torch.where(drop, limit, right)
+            half = torch.where(above == last, 0.5, 1.0) if turn else 1.0
+            more, less = torch.where(above, count, more * half), torch.where(above, less * half, count)
+            low, high, last = torch.where(above, limit, low), torch.where(above, high, limit), above
+            if turn < 2:
+                limit = torch.addcmul(limit, limit, count, value=self.slope).clamp(low, high)
+            else:
+                limit = torch.addcmul(low, high - low, more / (more - less))
+            done = right == right
+            if int(done.sum()) * 2 >= len(done):
+                found.index_copy_(0, live, right)
+                stay = (~done).flatten().nonzero().flatten()
                 if not stay.numel():
                     break
-                left, live = left.index_select(0, stay), live[stay]
-                state = torch.cat([low, high, more, less, stayed, limit, count], dim=1).index_select(0, stay)
-                low, high, more, less, stayed, limit, count = state.split(1, dim=1)
-            if known and turn == 0:
-                limit = high * self.share
-            elif known and turn == 1:
-                limit = (limit * (1.0 + count * self.slope)).clamp(low, high)
-            else:
-                limit = low + (high - low) * (more / (more - less))
-            count = self._excess(left, limit)
-            drop = count == 0
-            found.index_copy_(0, live, limit.masked_fill(~drop, torch.nan))
-            above = (count > 0).to(limit.dtype)
-            less = torch.lerp(count, less - 0.5 * less * (stayed > 0), above)
-            more = torch.lerp(more - 0.5 * more * (stayed < 0), count, above)
-            low, high = torch.lerp(low, limit, above), torch.lerp(limit, high, above)
-            stayed = 2.0 * above - 1.0
-        self._learn(scores, found, peak)
+                left, live, last = left.index_select(0, stay), live[stay], last[stay]
+                state = torch.cat([low, high, more, less, limit, right], dim=1).index_select(0, stay)
+                low, high, more, less, limit, right = state.split(1, dim=1)
+        else:
+            found.index_copy_(0, live, right)
+        self._learn(first, fewer, found, mean)
         return found
 
-    def _learn(self, scores: Tensor, found: Tensor, peak: Tensor) -> None:
-        share = float((found / peak).nanmedian())
+    def _sample(self, scores: Tensor, mean: Tensor) -> None:
+        """Share and slope by sorting a few rows."""
+        every = max(len(scores) // SAMPLE, 1)
+        near = max(min(self.budget, scores.shape[1] - self.budget) // 16, 1)
+        best = scores[::every].topk(min(self.budget + near, scores.shape[1]), dim=-1).values
+        limit = best[:, self.budget - 1]
+        self._know((limit / mean[::every, 0]).nanmedian(), ((limit / best[:, -1]).log() / near).nanmedian())
+
+    def _learn(self, first: Tensor, fewer: Tensor, found: Tensor, mean: Tensor) -> None:
         if int(found.isnan().sum()) * 4 > len(found):
-            share = torch.nan
-        elif self.slope != self.slope:
-            # A third more than the slope, to end on the other side.
-            fewer = float(self._excess(scores, found * 1.01).nanmean())
-            self.slope = 0.013 / max(-fewer, 1.0)
-        self.share = share
+            self.share = torch.nan
+        else:
+            self._know((found / mean).nanmedian(), ((found / first - 1.0) / fewer).nanmedian())
+
+    def _know(self, share: Tensor, slope: Tensor) -> None:
+        self.share = float(share) if bool(share.isfinite()) else 0.0
+        self.slope = float(slope) if bool(slope.isfinite()) else 0.0
