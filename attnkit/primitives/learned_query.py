@@ -154,12 +154,14 @@ class SummaryHeads(HeadGroup, ABC):
         with without_autocast(inputs.x.device):
             weight = self.score_weight()
             scores = F.linear(inputs.x.to(weight.dtype), weight, self.score_bias()).transpose(1, 2)
+        # Copied token by token, so that what is one token's stays together.
+        values = inputs.v.transpose(1, 2)[:, :, None].expand(-1, -1, options.count, -1, -1).flatten(2, 3)
         # Scores without a query are attention with keys one number wide, looked at by queries that are all 1.
         ones = scores.new_ones(1, 1, 1, 1).expand(scores.shape[0], scores.shape[1], layout.num_queries, 1)
         out = attend(
             ones,
             scores[..., None],
-            inputs.v.repeat(1, options.count, 1, 1),
+            values.transpose(1, 2),
             layout,
             scale=1.0,
             bias=self._table(self.bias_table(), inputs, 0.0),
@@ -229,7 +231,11 @@ class LearnedQueryHeads(SummaryHeads):
     """Heads of learned-query attention."""
 
     def forward(self, inputs: HeadInputs) -> HeadOutput:
-        return HeadOutput(self.summaries(inputs).sum(1), inputs.grid.strided(self.options.output_stride()))
+        found = self.summaries(inputs)
+        # Whole tokens at a time, in the order that a projection takes: PyTorch's sum of short rows is slow.
+        tokens = found.permute(0, 3, 1, 2, 4).flatten(3).sum(2)
+        out = tokens.unflatten(2, (found.shape[2], found.shape[4])).transpose(1, 2)
+        return HeadOutput(out, inputs.grid.strided(self.options.output_stride()))
 
     def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
         return sum((self.seen_by(query, inputs, attention) for query in range(len(self.query))), torch.zeros(()))

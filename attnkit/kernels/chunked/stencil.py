@@ -66,7 +66,7 @@ def _image(call: AttendCall, layout: Stencil) -> AttendResult:
     window = (layout.grid.sizes, layout.grid.prefix, layout.kernels, layout.strides, layout.dilations)
     compute = stencil_shifted.forward if exporting() else STENCIL.op
     out, total, peak = compute(q, call.k, call.v, bias, gain, layout.key_mask, *window, float(call.scale))
-    return AttendResult(out.to(call.v.dtype), total + peak if call.return_lse else None)
+    return AttendResult(out.to(call.v.dtype), total.log() + peak if call.return_lse else None)
 
 
 def _shared(call: AttendCall) -> bool:

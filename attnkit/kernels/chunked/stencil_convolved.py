@@ -26,6 +26,7 @@ from attnkit.kernels.ops.stencil import wide
 # How far apart scores and biases may lie, so that a window's largest term, its inverse and both times any gradient can
 # be held: float32 ends at exp(88), float64 at exp(709).
 SPREAD = {torch.float32: 60.0, torch.float64: 500.0}
+INF = float("inf")
 # Bytes of a piece of the map.
 PIECE = 2**20
 
@@ -73,10 +74,12 @@ class Windows:
         self.margins = [size // 2 * far for size, far in zip(self.kernels, self.dilations, strict=True)]
         self.v, self.dtype, self.batch, self.heads = v, wide(q, v), v.shape[0], v.shape[1]
         scores = _products(k.to(self.dtype), q.to(self.dtype) * scale)
+        low = high = scores.contiguous()
+        self.masked = seen is not None
         if seen is not None:
-            scores = scores.masked_fill(~seen, -torch.inf)
-        peak = scores.amax(2, keepdim=True)
-        spread = (peak - scores.masked_fill(scores == -torch.inf, torch.inf).amin(2, keepdim=True)).amax()
+            low, high, scores = (one.masked_fill(~seen, end) for one, end in ((low, INF), (high, -INF), (scores, -INF)))
+        peak = high.amax(2, keepdim=True)
+        spread = (peak - low.amin(2, keepdim=True)).amax()
         count = prefix + self.kernels[0] * self.kernels[1]
         biases = scores.new_zeros(1, count) if bias is None else bias[0, :, :].flatten(1).to(self.dtype)
         top = biases.amax(1, keepdim=True)
@@ -88,6 +91,8 @@ class Windows:
         self.above = self.below if self.gain is None else self.below * self.gain
         self.raised = (scores - peak.masked_fill(peak == -torch.inf, 0.0)).exp()
         self.peak = peak + top
+        self._form: tuple[tuple[int, ...], int, int] | None = None
+        self._padded = self.raised
 
     def span(self, axis: int, queries: int) -> int:
         """How many tokens along an axis so many queries see, margins included."""
@@ -97,7 +102,8 @@ class Windows:
         """The map in pieces, for `width` numbers per token and head."""
         height, row = self.out_sizes[0], self.dtype.itemsize * width * self.span(1, self.out_sizes[1])
         fit = max(PIECE // (row * self.span(0, height)), 1)
-        heads = min(fit, self.heads)
+        # As many in each piece, or nearly.
+        heads = -(-self.heads // -(-self.heads // fit))
         images = max(fit // self.heads, 1)
         rows = height
         if row * self.span(0, height) > 2 * PIECE:
@@ -158,8 +164,12 @@ class Windows:
         return padded
 
     def _margined(self, piece: _Piece, images: int, heads: int, width: int) -> Tensor:
-        columns = self.span(1, self.out_sizes[1])
-        return self.raised.new_zeros(images, piece.rows, columns, heads, width)
+        """Zeros, of which only the margins are zeros where a piece of the same form was there before."""
+        shape = (images, piece.rows, self.span(1, self.out_sizes[1]), heads, width)
+        form = (shape, piece.margin, piece.inside.stop - piece.inside.start)
+        if self._form != form:
+            self._form, self._padded = form, self.raised.new_zeros(shape)
+        return self._padded
 
     def gathered(self, padded: Tensor, factors: Tensor) -> Tensor:
         """What every query finds in its window of a padded map, times the places' factors (heads, places)."""
@@ -188,8 +198,8 @@ class Windows:
         return each.view(-1, *padded.shape[3:], self.kernels[0] * self.kernels[1]).sum((0, 2))
 
     def _kernel(self, factors: Tensor, width: int) -> Tensor:
-        kernel = factors[:, self.prefix :].unflatten(1, self.kernels)[:, None]
-        return kernel.repeat_interleave(width, 0)
+        kernel = factors[:, None, self.prefix :].expand(-1, width, -1)
+        return kernel.reshape(-1, 1, *self.kernels)
 
     def first(self, rows: Tensor) -> Tensor:
         """The prefix of (B, heads, N, ...)."""
@@ -201,18 +211,24 @@ def forward(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
     whole, below, above = windows.all(), windows.below[:, : windows.prefix], windows.above[:, : windows.prefix]
     shared = windows.first(windows.raised)
     total = windows.gathered(windows.bare(whole), windows.below)[..., 0]
-    total = total.flatten(1, 2).transpose(1, 2) + (shared * below).sum(2, keepdim=True)
-    empty = total == 0.0
-    total = total.masked_fill(empty, 1.0).contiguous()
-    more = ((shared * above)[..., None] * windows.first(windows.v)).sum(2)[:, None, None]
+    total = total.flatten(1, 2).transpose(1, 2)
+    more = None
+    if windows.prefix:
+        total = total + (shared * below).sum(2, keepdim=True)
+        more = ((shared * above)[..., None] * windows.first(windows.v)).sum(2)[:, None, None]
+    peak = windows.peak.expand(total.shape)
+    if windows.masked:
+        empty = total == 0.0
+        total, peak = total.masked_fill(empty, 1.0), peak.masked_fill(empty, -INF)
+    share = total.reciprocal()
     batch, heads, _, width = windows.v.shape
     out = total.new_empty(batch, total.shape[2], heads, width).transpose(1, 2)
     for piece in windows.pieces(width):
         found = windows.gathered(windows.lifted(piece), windows.above[piece.heads])
-        if windows.prefix:
+        if more is not None:
             found += more[piece.images, :, :, piece.heads]
-        torch.div(found, windows.queries(total, piece)[..., None], out=windows.queries(out, piece))
-    return out, total.log_(), windows.peak.expand_as(total).masked_fill(empty, -torch.inf)
+        torch.mul(found, windows.queries(share, piece)[..., None], out=windows.queries(out, piece))
+    return out, total.contiguous(), peak.contiguous()
 
 
 def backward(
@@ -228,10 +244,10 @@ def backward(
 ) -> list[Tensor | None]:
     """A kernel of `attnkit::stencil_backward`, for numbers that fit: gradients of q, k, v, bias and gain."""
     grad = torch.zeros_like(out) if grad_out is None else grad_out
-    share = total.neg().exp_()
+    share = total.reciprocal()
     mean = (grad * out).sum(3)
     if grad_total is not None:
-        mean = mean - grad_total
+        mean = mean - grad_total * total
     # What arrives at the denominators.
     under = (mean * share).neg_()
     grad_v = torch.zeros_like(windows.v, dtype=windows.dtype)

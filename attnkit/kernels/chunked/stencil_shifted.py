@@ -123,7 +123,7 @@ def forward(
             out = weight * value if out is None else out.addcmul_(weight, value)
     assert out is not None
     rows = out.flatten(3).permute(0, 3, 1, 2).contiguous().transpose(1, 2)
-    return rows, total.log().flatten(2), peak.flatten(2)
+    return rows, total.flatten(2), peak.flatten(2)
 
 
 def backward(
@@ -161,7 +161,7 @@ def backward(
     grad = torch.zeros_like(out) if grad_out is None else grad_out
     mean = (grad * out).sum(3)
     if grad_total is not None:
-        mean = mean - grad_total
+        mean = mean - grad_total * total
     grad = _map(grad, image_sizes).contiguous()
     base = peak.masked_fill(peak == -torch.inf, 0.0)
     mean, total, base = (one.unflatten(2, image_sizes)[:, :, None] for one in (mean, total, base))
@@ -169,7 +169,7 @@ def backward(
     grad_k, grad_v = ((torch.zeros_like(first), torch.zeros_like(image)) for first, image in (maps.k, maps.v))
     grads_bias, grads_gain = [], []
     for places in maps.chunks():
-        weights = (maps.logits(bias, places) - base - total).exp()
+        weights = (maps.logits(bias, places) - base).exp() / total
         reached = maps.products(grad, maps.v, places)
         gained = weights
         if gain is not None:

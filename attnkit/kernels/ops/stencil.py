@@ -44,8 +44,8 @@ STENCIL = OpPair(
     # k, v: (B, heads, Nk, D), (B, heads, Nk, Dv), finite also where `seen` hides them.
     # bias, gain: (B or 1, heads or 1, places, *query sizes or 1s); places are the prefix tokens and then the window's.
     # seen: bool (B or 1, heads or 1, Nk).
-    # out: (B, heads, queries, Dv). total + peak: (B, heads, queries), the lse; apart, they keep the digits that their
-    # sum loses where logits are large. `peak` is -inf where no key is seen, and `total` 0.
+    # out: (B, heads, queries, Dv). log(total) + peak: (B, heads, queries), the lse; apart, they keep the digits that
+    # their sum loses where logits are large. `peak` is -inf where no key is seen, and `total` 1.
     arguments="Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? gain, Tensor? seen, int[] sizes, int prefix, "
     "int[] kernels, int[] strides, int[] dilations, float scale",
     outputs=("out", "total", "peak"),
