@@ -204,7 +204,9 @@ class HeadMix(nn.Module):
     @property
     def weight(self) -> Tensor:
         """One of the parameters, whose dtype and device inputs must have."""
-        linear = self.proj if isinstance(self.proj, nn.Linear) else self.qkv
+        linear = self.proj
+        if not isinstance(linear, nn.Linear):
+            linear = self.qkv
         return next(self.parameters()) if linear is None else linear.weight
 
     def next_draw(self) -> Tensor | None:

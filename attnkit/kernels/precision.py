@@ -25,4 +25,6 @@ def autocasting(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Context manager in which autocast is off for a device, so that float32 stays float32."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    # A graph says so even where autocast is off: it may be on where the graph runs.
+    needless = device.type == "meta" or not (torch.compiler.is_compiling() or autocasting(device))
+    return nullcontext() if needless else torch.autocast(device.type, enabled=False)

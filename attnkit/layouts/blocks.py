@@ -13,7 +13,7 @@ from torch import Tensor
 from attnkit.arguments import is_count
 from attnkit.errors import LayoutError, ShapeError, shown
 from attnkit.grid import Grid, Sizes
-from attnkit.layouts.base import Layout, form_of, framed
+from attnkit.layouts.base import Layout, common_lead, form_of, framed
 from attnkit.layouts.cache import cached_layout, device_key
 from attnkit.layouts.orders import (
     Order,
@@ -179,7 +179,7 @@ class Blocks(Layout):
         token = self.keys_cut.token
         if self.index is None:
             return token
-        shape = torch.broadcast_shapes(token.shape[:2], self.index.shape[:2])
+        shape = _lead(token, self.index)
         rows = self.index.clamp(min=0).expand(*shape, -1, -1)
         places = rows.flatten(2)[..., None].expand(-1, -1, -1, token.shape[3])
         found = token.expand(*shape, -1, -1).gather(2, places)
@@ -195,7 +195,7 @@ class Blocks(Layout):
             spots = torch.where(self.index < 0, count, self.index)
             empty = torch.zeros((*spots.shape[:-1], count + 1), dtype=torch.bool, device=spots.device)
             sees = empty.scatter(-1, spots, torch.ones_like(spots, dtype=torch.bool))[..., :count]
-        shape = torch.broadcast_shapes(sees.shape[:2], queries.slot.shape[:2], keys.slot.shape[:2])
+        shape = _lead(sees, queries.slot, keys.slot)
         query_block = (queries.slot // queries.token.shape[3]).expand(*shape, -1)
         key_block = (keys.slot // keys.token.shape[3]).expand(*shape, -1)
         rows = sees.expand(*shape, -1, -1).gather(2, query_block[..., None].expand(-1, -1, -1, count))
@@ -208,7 +208,7 @@ class Blocks(Layout):
         if self.key_mask is not None:
             valid = valid & gathered_keys(self.key_mask, tokens)
         per_block = valid.sum(-1)
-        shape = torch.broadcast_shapes(per_block.shape[:2], self.order.slot.shape[:2])
+        shape = _lead(per_block, self.order.slot)
         block = (self.order.slot // self.order.token.shape[3]).expand(*shape, -1)
         count = per_block.expand(*shape, -1).gather(2, block)
         if self.key_mask is None:
@@ -217,6 +217,11 @@ class Blocks(Layout):
             count = count + self.key_mask[..., : self.prefix].sum(-1)[..., None]
         everything = self._all_visible(self.prefix, count).expand(*count.shape[:2], -1)
         return torch.cat([everything, count], dim=-1)
+
+
+def _lead(*tables: Tensor) -> tuple[int, int]:
+    # torch.broadcast_shapes takes as long as several operators.
+    return common_lead("tables of blocks", *(tuple(table.shape[:2]) for table in tables))
 
 
 def check_permutation(permutation: Tensor) -> None:

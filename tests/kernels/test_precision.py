@@ -10,6 +10,7 @@ from attnkit import attend
 from attnkit.kernels import recording
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.dispatch import backend_named
+from attnkit.kernels.precision import without_autocast
 from attnkit.testing import (
     assert_within_budget,
     dense_attention,
@@ -74,3 +75,31 @@ def test_recorded_calls_keep_their_inputs():
         attend(q, k, v, Dense(3, 4), scale=0.5)
     assert [choice.call.scale for choice in choices] == [0.5]
     assert choices[0].call.q is q
+
+
+def test_without_autocast_is_off_inside_and_as_before_behind():
+    cpu, one = torch.device("cpu"), torch.ones(2, 2)
+    with without_autocast(cpu):
+        assert (one @ one).dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            with without_autocast(cpu):
+                assert (one @ one).dtype == torch.float32
+            assert (one @ one).dtype == dtype
+
+
+def test_graphs_hold_that_autocast_is_off():
+    """Whether it is on is asked while tracing; what torch.export writes may run where it is on."""
+
+    class Products(torch.nn.Module):
+        def forward(self, one):
+            with without_autocast(one.device):
+                return one @ one
+
+    one = torch.ones(2, 2)
+    exported = torch.export.export(Products(), (one,)).module()
+    compiled = torch.compile(Products(), backend="eager", fullgraph=True)
+    for run in (exported, compiled):
+        assert run(one).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert run(one).dtype == torch.float32
