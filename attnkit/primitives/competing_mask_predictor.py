@@ -79,14 +79,13 @@ class CompetingMaskPredictor(GuessOptions):
         return CompetingMaskPredictorHeads(self, context)
 
 
-class CompetingMaskPredictorHeads(GuessHeads):
+class CompetingMaskPredictorHeads(GuessHeads[CompetingMaskPredictor]):
     """Heads of attention under a mask as the authors' code predicts it."""
 
     global_prefix: ClassVar[bool] = False
 
-    def __init__(self, options: CompetingMaskPredictor, context: BuildContext) -> None:
-        super().__init__(options, context)
-        self.predicted = options
+    def accepts_places(self) -> bool:
+        return False
 
     def plan(self, inputs: HeadInputs) -> Plan:
         options, grid, mask = self.predicted, inputs.grid, inputs.token_mask

@@ -6,7 +6,7 @@ import math
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +71,17 @@ class GuessOptions(SoftmaxOptions, ABC):
         return found
 
 
-class GuessHeads(SoftmaxHeads, ABC):
+Predicted = TypeVar("Predicted", bound=GuessOptions)
+
+
+class GuessHeads(SoftmaxHeads, ABC, Generic[Predicted]):
     """Heads with a predictor of their attention maps."""
 
     choosers: ClassVar[tuple[str, ...]] = ("predictor",)
 
-    def __init__(self, options: GuessOptions, context: BuildContext) -> None:
+    def __init__(self, options: Predicted, context: BuildContext) -> None:
         super().__init__(options, context)
+        self.predicted = options
         self.predictor = Predictor(options, context.head_dim)
 
     @torch.no_grad()
@@ -92,6 +96,10 @@ class GuessHeads(SoftmaxHeads, ABC):
         """What a function of `attnkit.primitives.choosing` makes of a guess, in float32 and without gradients."""
         with without_autocast(guess.query.device):
             return function(guess, *arguments)
+
+    def accepts_places(self) -> bool:
+        """The predictor takes its rows at the places; only LePE convolves over the whole grid."""
+        return self.lepe is None
 
     def written_out(self, inputs: HeadInputs, attention: Callable[..., Tensor]) -> Tensor:
         return softmax_heads(self, inputs, attention)

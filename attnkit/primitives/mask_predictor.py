@@ -74,12 +74,8 @@ class MaskPredictor(GuessOptions):
         return MaskPredictorHeads(self, context)
 
 
-class MaskPredictorHeads(GuessHeads):
+class MaskPredictorHeads(GuessHeads[MaskPredictor]):
     """Heads of attention under a predicted mask."""
-
-    def __init__(self, options: MaskPredictor, context: BuildContext) -> None:
-        super().__init__(options, context)
-        self.predicted = options
 
     def plan(self, inputs: HeadInputs) -> Plan:
         grid, tokens = inputs.grid, inputs.x.shape[1]
@@ -90,9 +86,6 @@ class MaskPredictorHeads(GuessHeads):
             return Plan(TokenMask(self.choose(best_keys, guess, budget, (prefix, prefix))))
         index = self.choose(best_lists, guess, budget, prefix)
         return Plan(TokenSets(index, tokens, queries_all=prefix, keys_all=prefix, unique=True))
-
-    def accepts_places(self) -> bool:
-        return self.lepe is None
 
     @torch.no_grad()
     def definition(self, inputs: HeadInputs) -> Tensor:

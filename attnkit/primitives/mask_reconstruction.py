@@ -55,7 +55,7 @@ class MaskReconstruction(GuessOptions):
         return MaskReconstructionHeads(self, context)
 
 
-class MaskReconstructionHeads(GuessHeads):
+class MaskReconstructionHeads(GuessHeads[MaskReconstruction]):
     """Heads of full attention with a guess of it."""
 
     def plan(self, inputs: HeadInputs) -> Plan:
@@ -63,9 +63,6 @@ class MaskReconstructionHeads(GuessHeads):
         with without_autocast(q.device):
             guess = self.predictor.guess(widened(q), widened(k), inputs)
         return Plan(Dense(inputs.x.shape[1]), aux={"guess": guess})
-
-    def accepts_places(self) -> bool:
-        return self.lepe is None
 
     def definition(self, inputs: HeadInputs) -> Tensor:
         return torch.ones(inputs.grid.image_tokens, inputs.grid.image_tokens, dtype=torch.bool)

@@ -64,19 +64,12 @@ class ThresholdMaskPredictor(GuessOptions):
         return ThresholdMaskPredictorHeads(self, context)
 
 
-class ThresholdMaskPredictorHeads(GuessHeads):
+class ThresholdMaskPredictorHeads(GuessHeads[ThresholdMaskPredictor]):
     """Heads of attention to the keys that score high enough."""
-
-    def __init__(self, options: ThresholdMaskPredictor, context: BuildContext) -> None:
-        super().__init__(options, context)
-        self.predicted = options
 
     def plan(self, inputs: HeadInputs) -> Plan:
         guess, prefix = self.guess(inputs, self.predicted.prefix), inputs.grid.prefix
         return Plan(TokenMask(self.choose(keys_above, guess, self.predicted.score, (prefix, prefix))))
-
-    def accepts_places(self) -> bool:
-        return self.lepe is None
 
     @torch.no_grad()
     def definition(self, inputs: HeadInputs) -> Tensor:
