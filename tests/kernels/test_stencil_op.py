@@ -49,7 +49,7 @@ def test_memory_of_learned_queries_does_not_grow_with_the_window(heads):
     found = {kernel: HeadMix(64, [LearnedQuery(heads, kernel)]) for kernel in (3, 7, 15)}
     for grad in (False, True):
         sizes = [memory_of(layer, grad) for layer in found.values()]
-        assert max(sizes) < 1.25 * min(sizes)
+        assert max(sizes) < 1.25 * sizes[0]
 
 
 def test_memory_of_learned_queries_beside_windows_that_are_copied_out():
@@ -82,13 +82,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("piece", [2**20, 600])
+@pytest.mark.parametrize(("piece", "large"), [(2**20, 100), (600, 100), (2**20, 1)])
 @pytest.mark.parametrize("tables", [0, 1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize(("grid", "options"), CASES)
-def test_queries_that_are_all_the_same(grid, options, kernel, masked, tables, piece, convolved, monkeypatch):
-    monkeypatch.setattr(stencil_convolved, "PIECE", piece)
+def test_queries_that_are_all_the_same(grid, options, kernel, masked, tables, piece, large, convolved, monkeypatch):
+    for name, value in {"PIECE": piece, "LARGE": large, "CHANNELS": 3}.items():
+        monkeypatch.setattr(stencil_convolved, name, value)
     layout = Stencil(grid, kernel, **options)
     if masked:
         layout = layout.restrict(torch.stack([torch.arange(grid.tokens) % step > 0 for step in (2, 3)]))

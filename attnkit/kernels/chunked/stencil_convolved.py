@@ -14,6 +14,7 @@ themselves are fifty times slower where the margin exceeds what PyTorch's CPU li
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -29,16 +30,21 @@ SPREAD = {torch.float32: 60.0, torch.float64: 500.0}
 INF = float("inf")
 # Bytes of a piece of the map.
 PIECE = 2**20
+# Channels of a piece where windows have `LARGE` places or more: oneDNN's depthwise convolutions of such windows take up
+# to four times as long where channels are a multiple of 32.
+CHANNELS = 16
+LARGE = 100
 
 
 class _Piece(NamedTuple):
-    """Some images, heads and rows of queries, with the rows of keys that they see.
+    """Some images, heads, channels and rows of queries, with the rows of keys that they see.
 
     `rows` of the padded map hold keys `inside`, from row `margin` on; the rest lies outside the image.
     """
 
     images: slice
     heads: slice
+    channels: slice
     queries: slice
     inside: slice
     margin: int
@@ -100,8 +106,12 @@ class Windows:
 
     def pieces(self, width: int) -> Iterator[_Piece]:
         """The map in pieces, for `width` numbers per token and head."""
-        height, row = self.out_sizes[0], self.dtype.itemsize * width * self.span(1, self.out_sizes[1])
+        large = self.kernels[0] * self.kernels[1] >= LARGE
+        channels = min(CHANNELS, width) if large else width
+        height, row = self.out_sizes[0], self.dtype.itemsize * channels * self.span(1, self.out_sizes[1])
         fit = max(PIECE // (row * self.span(0, height)), 1)
+        if large:
+            fit = min(fit, max(CHANNELS // channels, 1))
         # As many in each piece, or nearly.
         heads = -(-self.heads // -(-self.heads // fit))
         images = max(fit // self.heads, 1)
@@ -110,26 +120,30 @@ class Windows:
             # Half of a piece may be rows that its neighbours make as well.
             halo = self.span(0, 1)
             rows = min(height, max((PIECE // row - halo) // self.strides[0], halo // self.strides[0], 1))
-        for image in range(0, self.batch, images):
-            for head in range(0, self.heads, heads):
-                for first in range(0, height, rows):
-                    last = min(first + rows, height)
-                    start, seen = first * self.strides[0] - self.margins[0], self.span(0, last - first)
-                    inside = slice(max(start, 0), min(start + seen, self.sizes[0]))
-                    yield _Piece(
-                        slice(image, image + images),
-                        slice(head, min(head + heads, self.heads)),
-                        slice(first, last),
-                        inside,
-                        inside.start - start,
-                        seen,
-                    )
+        parts = itertools.product(
+            range(0, self.batch, images), range(0, self.heads, heads), range(0, width, channels), range(0, height, rows)
+        )
+        for image, head, channel, first in parts:
+            last = min(first + rows, height)
+            start, seen = first * self.strides[0] - self.margins[0], self.span(0, last - first)
+            inside = slice(max(start, 0), min(start + seen, self.sizes[0]))
+            yield _Piece(
+                slice(image, image + images),
+                slice(head, min(head + heads, self.heads)),
+                slice(channel, channel + channels),
+                slice(first, last),
+                inside,
+                inside.start - start,
+                seen,
+            )
 
     def all(self) -> _Piece:
         """The whole map as one piece."""
         inside = slice(0, min(self.sizes[0], self.span(0, self.out_sizes[0]) - self.margins[0]))
         everything = slice(0, self.out_sizes[0])
-        return _Piece(slice(None), slice(None), everything, inside, self.margins[0], self.span(0, self.out_sizes[0]))
+        return _Piece(
+            slice(None), slice(None), slice(None), everything, inside, self.margins[0], self.span(0, self.out_sizes[0])
+        )
 
     def keys(self, rows: Tensor, piece: _Piece) -> Tensor:
         """(B, heads, N, ...) at a piece's keys: a view (B, H, W, heads, ...)."""
@@ -151,7 +165,7 @@ class Windows:
 
     def lifted(self, piece: _Piece) -> Tensor:
         """exp(s) v with margins of zeros: (images, rows, columns, heads, Dv)."""
-        v = self.keys(self.v, piece)
+        v = self.keys(self.v, piece)[..., piece.channels]
         padded = self._margined(piece, v.shape[0], *v.shape[3:])
         torch.mul(v, self.keys(self.raised, piece)[..., None], out=self.inner(padded, piece))
         return padded
@@ -226,8 +240,8 @@ def forward(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
     for piece in windows.pieces(width):
         found = windows.gathered(windows.lifted(piece), windows.above[piece.heads])
         if more is not None:
-            found += more[piece.images, :, :, piece.heads]
-        torch.mul(found, windows.queries(share, piece)[..., None], out=windows.queries(out, piece))
+            found += more[piece.images, :, :, piece.heads, piece.channels]
+        torch.mul(found, windows.queries(share, piece)[..., None], out=windows.queries(out, piece)[..., piece.channels])
     return out, total.contiguous(), peak.contiguous()
 
 
@@ -262,15 +276,15 @@ def backward(
     if tables:
         grad_below[:, prefix:] = windows.correlated(windows.bare(whole), below)
     for piece in windows.pieces(grad.shape[3]):
-        weighted = windows.queries(grad, piece) * windows.queries(share, piece)[..., None]
+        weighted = windows.queries(grad, piece)[..., piece.channels] * windows.queries(share, piece)[..., None]
         weighted = weighted.contiguous()
         if prefix:
-            arriving[piece.images, piece.heads] += weighted.sum((1, 2))
+            arriving[piece.images, piece.heads, piece.channels] += weighted.sum((1, 2))
         if tables:
             grad_above[piece.heads, prefix:] += windows.correlated(windows.lifted(piece), weighted)
         back = windows.inner(windows.spread_out(weighted, windows.above[piece.heads]), piece)
-        windows.keys(grad_raised, piece).add_((back * windows.keys(windows.v, piece)).sum(4))
-        windows.keys(grad_v, piece).addcmul_(back, windows.keys(windows.raised, piece)[..., None])
+        windows.keys(grad_raised, piece).add_((back * windows.keys(windows.v, piece)[..., piece.channels]).sum(4))
+        windows.keys(grad_v, piece)[..., piece.channels].addcmul_(back, windows.keys(windows.raised, piece)[..., None])
     if prefix:
         _prefix_gradients(windows, arriving, under.sum(2), grad_v, grad_raised, grad_above, grad_below)
     pull = grad_raised.mul_(windows.raised)[..., None]

@@ -158,7 +158,7 @@ MUTANTS = [
         ("equals_dense",),
     ),
     Mutant(
-        "gain_in_the_denominator",
+        "convolved_gain_in_the_denominator",
         "Convolved windows are divided by sums that the gain counts in, too.",
         f"{CONVOLVED}:forward",
         "windows.gathered(windows.bare(whole), windows.below)",
