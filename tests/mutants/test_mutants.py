@@ -32,6 +32,18 @@ def test_without_a_mutant_nothing_is_caught(subject, law):
     assert seen(subject, law, 4, SEEDS[0]) == NOTHING
 
 
+def test_all_can_be_planted_in_the_code_as_it_is():
+    """Told in a moment, where `test_it_is_caught` takes minutes."""
+    gone = []
+    for mutant in MUTANTS:
+        try:
+            with planted(mutant):
+                pass
+        except NoLongerApplies as error:
+            gone.append(str(error))
+    assert not gone
+
+
 def test_mutants_are_written_in_full():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 150
     assert len({(mutant.where, mutant.text, mutant.instead) for mutant in MUTANTS}) == len(MUTANTS)
