@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnkit.analysis import formulas  # noqa: F401 - what the counter lacks
 from attnkit.analysis.tables import html_table, metric, percent, plain_table
 from attnkit.analysis.tracing import ImageSize, described, example_inputs, hooked, prepared, reported, unmarked
 from attnkit.blocks import MLP

@@ -1,4 +1,4 @@
-"""explain: which backend every attention call of a module gets, and why not the others."""
+"""explain: which backend every attention call of a module gets, why not the others, and whether dense were faster."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from attnkit.analysis.tracing import (
     example_inputs,
     prepared,
     reported,
+    sizes_of,
+    unit_of,
     unmarked,
     visits,
 )
+from attnkit.analysis.turning import BesideDense, beside_dense
 from attnkit.errors import ConfigError, shown
+from attnkit.kernels.costs import measured_on, written
+from attnkit.kernels.dispatch import backend_named
 
-HEADERS = ("layer", "primitive", "heads", "queries", "keys", "density", "layout", "backend")
+HEADERS = ("layer", "primitive", "heads", "queries", "keys", "density", "layout", "backend", "ms")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Explained:
         density: share of the query-key pairs that are visible, 0..1.
         layout: kind of the layout.
         backend: name of the backend that computes the call.
+        milliseconds: what it is predicted to take for one image, without what comes before and after attention.
         reasons: for every other backend, why it does not.
     """
 
@@ -49,13 +55,22 @@ class Explained:
     density: float
     layout: str
     backend: str
+    milliseconds: float
     reasons: Mapping[str, tuple[str, ...]]
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of the table's columns."""
         sizes = (str(self.heads), str(self.queries), str(self.keys))
-        return (self.path or "(itself)", self.kind, *sizes, percent(self.density), self.layout, self.backend)
+        return (
+            self.path or "(itself)",
+            self.kind,
+            *sizes,
+            percent(self.density),
+            self.layout,
+            self.backend,
+            written(self.milliseconds),
+        )
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,13 @@ class Explanation:
         title: what was run.
         rows: one entry per attention call, in the order of the run.
         others: path and primitive of the head groups that call no attention, such as convolutions.
+        beside: every head group that is not dense beside dense heads, in the order of the run.
     """
 
     title: str
     rows: tuple[Explained, ...]
     others: tuple[tuple[str, str], ...] = ()
+    beside: tuple[BesideDense, ...] = ()
 
     def __str__(self) -> str:
         parts = [self.title]
@@ -78,6 +95,9 @@ class Explanation:
             numbered = [(str(number), *row.cells) for number, row in enumerate(self.rows, start=1)]
             parts.append(plain_table(("#", *HEADERS), numbered, left=3))
             parts.append("Why not the others\n" + "\n".join(self._refusals()))
+        if self.beside:
+            title = f"Beside dense heads, predicted for one image as measured on {measured_on()}"
+            parts.append("\n".join([title, *self._comparisons()]))
         if self.others:
             named = ", ".join(f"{path} ({kind})" for path, kind in self.others)
             parts.append(f"Head groups without softmax: {named}")
@@ -85,6 +105,16 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         return html_table(HEADERS, [row.cells for row in self.rows], caption=self.title)
+
+    def _comparisons(self) -> list[str]:
+        alike: dict[tuple[str, str], list[str]] = {}
+        for one in self.beside:
+            alike.setdefault((one.kind, str(one)), []).append(one.path or "(itself)")
+        lines = []
+        for (kind, text), paths in alike.items():
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            lines += [f"  {paths[0]}{more} ({kind})", f"      {text}"]
+        return lines
 
     def _refusals(self) -> list[str]:
         alike: dict[tuple[tuple[str, str], ...], list[int]] = {}
@@ -139,7 +169,10 @@ def explain(
     title = f"{described(module, image_size)}, {mode}, {dtype_name} on {like.device.type}"
     calls = f"{len(rows)} attention call{'' if len(rows) == 1 else 's'}"
     others = tuple((visit.path, visit.kind) for visit in found if not visit.choices)
-    return Explanation(f"{title}: {calls}", rows, others)
+    known: dict[object, BesideDense] = {}
+    with unmarked(module, training=training):
+        compared = [beside_dense(visit, sizes_of(image_size)[0], unit_of(module), known) for visit in found]
+    return Explanation(f"{title}: {calls}", rows, others, tuple(one for one in compared if one is not None))
 
 
 def _rows(visit: Visit) -> list[Explained]:
@@ -156,6 +189,7 @@ def _rows(visit: Visit) -> list[Explained]:
                 density=call.layout.density(),
                 layout=call.layout.kind,
                 backend=choice.backend,
+                milliseconds=backend_named(choice.backend).cost(call),
                 reasons=dict(choice.reasons),
             )
         )

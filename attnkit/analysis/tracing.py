@@ -225,9 +225,13 @@ def sizes_of(size: Any) -> tuple[int, ...]:
 
 def described(module: nn.Module, size: ImageSize) -> str:
     """What `example_inputs` makes, for titles: "HeadMix on 14 x 14 tokens"."""
-    unit = "pixels" if layer_width(module) is None else "tokens"
     behind = f" behind {size.prefix} prefix" if isinstance(size, Grid) and size.prefix else ""
-    return f"{type(module).__name__} on {' x '.join(map(str, sizes_of(size)))} {unit}{behind}"
+    return f"{type(module).__name__} on {' x '.join(map(str, sizes_of(size)))} {unit_of(module)}{behind}"
+
+
+def unit_of(module: nn.Module) -> str:
+    """What image sizes count: a model's pixels, a layer's tokens."""
+    return "pixels" if layer_width(module) is None else "tokens"
 
 
 def layer_width(module: nn.Module) -> int | None:

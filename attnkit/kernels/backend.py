@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work, milliseconds
 
 
 class Backend(ABC):
     """Computes attention calls; says beforehand, from metadata only, which it cannot."""
 
     name: ClassVar[str]
+    on_demand: ClassVar[str] = ""
+    """Why the automatic choice passes it over although it can run a call; empty for backends it may choose."""
 
     @abstractmethod
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
@@ -23,15 +26,19 @@ class Backend(ABC):
 
     @abstractmethod
     def cost(self, call: AttendCall) -> float:
-        """Rough cost per image, in multiply-adds of a dense matrix product; only comparisons between backends count."""
+        """Predicted milliseconds for one image of a call that `why_not` has no reason against, from metadata only."""
 
     @abstractmethod
     def run(self, call: AttendCall) -> AttendResult:
         """Computes a call that `why_not` has no reason against."""
 
 
-def size_of(call: AttendCall, keys: int) -> float:
-    """Multiply-adds per image of a call in which every query meets `keys` keys; the batch is left out, since it is the
-    same for every backend and may be symbolic in an exported graph."""
-    _, heads, queries, width = call.q.shape
-    return float(heads * queries * keys * (width + call.v.shape[3]))
+class MeasuredBackend(Backend):
+    """A backend whose work is counted, and predicted by what its kernels took in measurements."""
+
+    @abstractmethod
+    def work(self, call: AttendCall) -> Work:
+        """Which kernel computes a call, and what it has to do, from metadata only."""
+
+    def cost(self, call: AttendCall) -> float:
+        return milliseconds(call, self.work(call))

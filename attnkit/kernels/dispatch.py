@@ -16,6 +16,7 @@ from torch import Tensor
 from attnkit.errors import BackendError, did_you_mean, shown
 from attnkit.kernels.backend import Backend
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues, signature_of
+from attnkit.kernels.costs import written
 from attnkit.layouts import Layout
 from attnkit.registry import BACKENDS, load
 
@@ -192,7 +193,8 @@ def choose(call: AttendCall, backend: str | None = None) -> str:
     refusals = []
     for name in _names("auto" if asked is None else asked):
         if name == "auto":
-            able = [name for name, target in BACKENDS.items() if target and not why_not(name, call)]
+            ready = [name for name, target in BACKENDS.items() if target and not backend_named(name).on_demand]
+            able = [name for name in ready if not why_not(name, call)]
             costs = [backend_named(name).cost(call) for name in able]
             return able[costs.index(min(costs))]
         reasons = why_not(name, call)
@@ -228,11 +230,12 @@ def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) ->
         if name == chosen:
             continue
         reasons = why_not(name, call)
-        if not reasons and asked not in (None, "auto"):
-            reasons = (f"it could run, but {asked!r} was asked for",)
-        elif not reasons:
-            ratio = backend_named(name).cost(call) / price if price else 1.0
-            reasons = (f"it could run, at an estimated {ratio:.1f} times the cost",)
+        if not reasons:
+            cost = backend_named(name).cost(call)
+            ratio = cost / price if price else 1.0
+            instead = "" if asked in (None, "auto") else f", but {asked!r} was asked for"
+            on_demand = f"; it runs on demand only, because {why}" if (why := backend_named(name).on_demand) else ""
+            reasons = (f"it could run, in about {written(cost)} ms, {ratio:.1f} times as long{instead or on_demand}",)
         found[name] = reasons
     return found
 

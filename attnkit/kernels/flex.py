@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from attnkit.kernels.backend import Backend, size_of
+from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work, pairs, whole_mask
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-class FlexBackend(Backend):
+class FlexBackend(MeasuredBackend):
     """Whole tiles of 128 x 128 pairs are skipped where the mask leaves them empty; the rest is masked pair by pair."""
 
     name: ClassVar[str] = "flex"
+    on_demand: ClassVar[str] = "a first call compiles for seconds"
 
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
         reasons = []
@@ -46,9 +48,9 @@ class FlexBackend(Backend):
             reasons.append("FlexAttention does not take empty tensors")
         return tuple(reasons)
 
-    def cost(self, call: AttendCall) -> float:
-        # Tiles of 128 tokens are rarely empty in an image's row order, and a first call compiles for seconds.
-        return 6.0 * size_of(call, call.k.shape[2])
+    def work(self, call: AttendCall) -> Work:
+        # Tiles of 128 tokens are rarely empty in an image's row order. The seconds a first call compiles do not count.
+        return Work("flex", {**pairs(call, call.k.shape[2]), "mask": whole_mask(call)})
 
     def run(self, call: AttendCall) -> AttendResult:
         layout, block_mask = call.layout, None

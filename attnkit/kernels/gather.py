@@ -8,19 +8,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from attnkit.kernels.backend import Backend, size_of
+from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work, fetched, pairs
 from attnkit.kernels.softmax import fusable, fused_attention, global_rows, plain_attention, visible_values
 from attnkit.layouts import Blocks, Stencil, TokenSets
 
-# In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, starting one small
-# attention problem, and what a multiply-add costs over lists of keys.
-FETCH = 100.0
-SMALL_PROBLEM = 1e5
-LISTED = 160.0
 
-
-class GatherBackend(Backend):
+class GatherBackend(MeasuredBackend):
     """Blocks: gathered keys and one batched attention. Token sets and stencils: a list of keys per query."""
 
     name: ClassVar[str] = "gather"
@@ -32,14 +27,11 @@ class GatherBackend(Backend):
             return ()
         return (f"a {call.layout.kind} layout has no list of keys to fetch; it takes blocks, stencil and token_sets",)
 
-    def cost(self, call: AttendCall) -> float:
+    def work(self, call: AttendCall) -> Work:
         layout = call.layout
-        size = size_of(call, layout.key_slots)
         if isinstance(layout, Blocks):
-            heads, width = call.q.shape[1], call.k.shape[3] + call.v.shape[3]
-            fetched = heads * layout.num_blocks * layout.key_slots * width
-            return size + FETCH * fetched + SMALL_PROBLEM * heads * layout.num_blocks
-        return LISTED * size
+            return Work("gather blocks", fetched(call, layout))
+        return Work("gather lists", pairs(call, layout.key_slots))
 
     def run(self, call: AttendCall) -> AttendResult:
         layout = call.layout

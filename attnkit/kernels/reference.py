@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from attnkit.kernels.backend import Backend, size_of
+from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work, pairs, whole_mask
 from attnkit.kernels.softmax import plain_attention
 
 
-class ReferenceBackend(Backend):
+class ReferenceBackend(MeasuredBackend):
     """Two matrix products with a masked softmax between them, in float32 or float64."""
 
     name: ClassVar[str] = "reference"
@@ -17,8 +18,8 @@ class ReferenceBackend(Backend):
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
         return ()
 
-    def cost(self, call: AttendCall) -> float:
-        return 8.0 * size_of(call, call.k.shape[2])
+    def work(self, call: AttendCall) -> Work:
+        return Work("reference", {**pairs(call, call.k.shape[2]), "mask": whole_mask(call)})
 
     def run(self, call: AttendCall) -> AttendResult:
         mask = call.layout.to_mask(call.q.device)

@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnkit.kernels.backend import Backend, size_of
+from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work, pairs, whole_mask
 from attnkit.kernels.softmax import fused_attention
 from attnkit.layouts import Layout
 from attnkit.layouts.cache import cached
@@ -18,7 +19,7 @@ from attnkit.layouts.token_sets import may_look
 LARGEST = 2**22
 
 
-class SdpaBackend(Backend):
+class SdpaBackend(MeasuredBackend):
     """`torch.nn.functional.scaled_dot_product_attention` over all pairs."""
 
     name: ClassVar[str] = "sdpa"
@@ -33,9 +34,11 @@ class SdpaBackend(Backend):
             reasons.append(f"q and k are {call.q.dtype} but v is {call.v.dtype}; it needs one dtype")
         return tuple(reasons)
 
-    def cost(self, call: AttendCall) -> float:
-        masked = not call.layout.full or call.bias is not None
-        return (2.2 if masked else 1.0) * size_of(call, call.k.shape[2])
+    def work(self, call: AttendCall) -> Work:
+        mask = whole_mask(call)
+        # Where there is a mask, whoever made it, the fused kernel reads it for every head.
+        kernel = "sdpa masked" if mask else "sdpa"
+        return Work(kernel, {**pairs(call, call.k.shape[2]), "mask": mask})
 
     def run(self, call: AttendCall) -> AttendResult:
         layout, k, v = call.layout, call.k, call.v

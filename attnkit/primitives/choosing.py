@@ -172,7 +172,11 @@ def _list(
     keys, best = basis.shape[-1], Highest(budget)
     for item, some, rows in _chunks(guess):
         part = index[item, some, rows]
-        found = best(guess.scores(item, some, rows))
+        scores = guess.scores(item, some, rows)
+        if best.sorts(scores):
+            part.copy_(scores.topk(budget, dim=-1, sorted=False).indices.view(part.shape))
+            continue
+        found = best(scores)
         spots = found.flatten().nonzero().view(part.shape)
         part.copy_(spots.sub_(torch.arange(0, found.numel(), keys, device=spots.device).view(*part.shape[:2], 1)))
     return index.add_(first)

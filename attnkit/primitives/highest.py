@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnkit.layouts.token_sets import may_look
+
 # With fewer scores PyTorch's own topk is faster than a search whose steps are a dozen operators each.
 SEARCHED = 1 << 16
 # More steps than a search between numbers that differ ever takes, but for a few rows.
@@ -31,13 +33,18 @@ class Highest:
         """A mask (rows, keys), bool or of the scores' dtype. It may lie where the scores lay, each >= 0 or -inf."""
         if not 0 < self.budget < scores.shape[1]:
             return torch.full_like(scores, self.budget > 0, dtype=torch.bool)
-        if scores.device.type != "cpu" or scores.numel() < SEARCHED:
+        if self.sorts(scores):
             return self._topk(scores)
         limit = self._limits(scores)
         tied = limit.isnan().flatten().nonzero().flatten()
         settled = self._topk(scores[tied]).to(scores.dtype)
         # Comparisons that write floats are several times as fast as those that write bools.
         return scores.gt_(limit).index_copy_(0, tied, settled)
+
+    @staticmethod
+    def sorts(scores: Tensor) -> bool:
+        """Whether it is left to PyTorch's topk, which is faster for few scores and looks at no value."""
+        return scores.numel() < SEARCHED or not may_look(scores)
 
     def _topk(self, scores: Tensor) -> Tensor:
         index = scores.topk(self.budget, dim=-1, sorted=False).indices

@@ -200,10 +200,10 @@ def test_recording_says_why_not_the_others():
     automatic, asked = outer
     assert set(automatic.reasons) == set(BACKENDS) - {"gather"}
     assert all(reasons for reasons in automatic.reasons.values())
-    assert "it could run, at an estimated" in automatic.reasons["sdpa"][0]
+    assert "it could run, in about " in automatic.reasons["sdpa"][0]
     assert automatic.reasons["triton"] == ("it is planned but not part of this version",)
     assert any("float64" in reason for reason in automatic.reasons["flex"])
-    assert asked.reasons["gather"] == ("it could run, but 'reference' was asked for",)
+    assert asked.reasons["gather"][0].endswith(", but 'reference' was asked for")
     attend(*qkv, layout)
     assert len(outer) == 2
 

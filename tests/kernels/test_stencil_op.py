@@ -294,12 +294,13 @@ def test_an_exported_graph(backend):
 def test_compiled_and_exported_learned_queries(convolved):
     layer = HeadMix(16, [LearnedQuery(2, 5, stride=2)])
     x = random_tensor(2, 6, 7, 16, seed=1, dtype=torch.float32, grad=True)
-    right = outputs_and_gradients(layer, [x])
-    found = outputs_and_gradients(torch.compile(layer, fullgraph=True, backend="aot_eager"), [x])
-    for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
-        torch.testing.assert_close(one, other)
-    exported = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
-    more = random_tensor(3, 6, 7, 16, seed=2, dtype=torch.float32)
-    torch.testing.assert_close(exported.module()(more), layer(more))
+    with use_backend("chunked"):
+        right = outputs_and_gradients(layer, [x])
+        found = outputs_and_gradients(torch.compile(layer, fullgraph=True, backend="aot_eager"), [x])
+        for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
+            torch.testing.assert_close(one, other)
+        exported = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
+        more = random_tensor(3, 6, 7, 16, seed=2, dtype=torch.float32)
+        torch.testing.assert_close(exported.module()(more), layer(more))
     # Eager, compiled, and eager beside what was exported.
     assert convolved == ["forward", "backward"] * 2 + ["forward"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from attnkit.kernels.backend import Backend
+from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.blocks import BLOCKED
 from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.chunked.stencil import STENCILS
 from attnkit.kernels.chunked.token_sets import TOKEN_LISTS
+from attnkit.kernels.costs import Work
 from attnkit.layouts import Blocks, Layout, Stencil, TokenMask, TokenSets
 
 FAMILIES: dict[type[Layout], Family] = {
@@ -20,7 +21,7 @@ FAMILIES: dict[type[Layout], Family] = {
 }
 
 
-class ChunkedBackend(Backend):
+class ChunkedBackend(MeasuredBackend):
     """Hand-written passes over pieces that fit the cache, which keep nothing but the output and the lse."""
 
     name: ClassVar[str] = "chunked"
@@ -32,8 +33,8 @@ class ChunkedBackend(Backend):
             return (f"a {call.layout.kind} layout has no kernels here; it takes {kinds}",)
         return family.why_not(call)
 
-    def cost(self, call: AttendCall) -> float:
-        return FAMILIES[type(call.layout)].cost(call)
+    def work(self, call: AttendCall) -> Work:
+        return FAMILIES[type(call.layout)].work(call)
 
     def run(self, call: AttendCall) -> AttendResult:
         return FAMILIES[type(call.layout)].run(call)

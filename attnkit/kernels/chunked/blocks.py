@@ -13,21 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from attnkit.kernels.backend import size_of
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.block_slabs import Near, Slabs, Tables
 from attnkit.kernels.chunked.family import Family
+from attnkit.kernels.costs import Work, fetched
 from attnkit.kernels.ops.blocks import BLOCKS
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.softmax import global_rows
 from attnkit.layouts import Blocks
-
-# In multiply-adds of fused dense attention, seen on a CPU core in float32: moving one number, the same where no head
-# and no item has a table of its own and blocks see themselves, starting one small problem and starting one call.
-FETCH = 60.0
-FETCH_WINDOW = 120.0
-SMALL_PROBLEM = 1e5
-START = 3e6
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -48,12 +41,11 @@ def _why_not(call: AttendCall) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _cost(call: AttendCall) -> float:
+def _work(call: AttendCall) -> Work:
     layout = cast("Blocks", call.layout)
-    heads, width = call.q.shape[1], call.k.shape[3] + call.v.shape[3]
+    # What lies beside each other already is not looked up.
     windows = layout.index is None and layout.order.token.shape[:2].numel() == 1
-    fetched = (FETCH_WINDOW if windows else FETCH) * layout.key_slots * width
-    return size_of(call, layout.key_slots) + heads * layout.num_blocks * (fetched + SMALL_PROBLEM) + START
+    return Work("chunked windows" if windows else "chunked blocks", fetched(call, layout))
 
 
 def _run(call: AttendCall) -> AttendResult:
@@ -76,7 +68,7 @@ def _run(call: AttendCall) -> AttendResult:
     return AttendResult(torch.cat([row.out, out], dim=2), joined)
 
 
-BLOCKED = Family(_why_not, _cost, _run)
+BLOCKED = Family(_why_not, _work, _run)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

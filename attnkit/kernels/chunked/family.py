@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work
 
 
 class Family(NamedTuple):
-    """A kind's share in the three methods of `attnkit.kernels.Backend`."""
+    """A kind's share in the three methods of `attnkit.kernels.backend.MeasuredBackend`."""
 
     why_not: Callable[[AttendCall], tuple[str, ...]]
-    cost: Callable[[AttendCall], float]
+    work: Callable[[AttendCall], Work]
     run: Callable[[AttendCall], AttendResult]

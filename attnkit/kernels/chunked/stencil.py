@@ -9,18 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from attnkit.kernels.backend import size_of
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.kernels.chunked import stencil_convolved, stencil_shifted
 from attnkit.kernels.chunked.family import Family
+from attnkit.kernels.costs import Work, pairs
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.kernels.softmax import global_rows, visible_values
 from attnkit.layouts import RelativeTable, Stencil
-
-# What a multiply-add of fused dense attention costs over shifted maps, and as a convolution.
-SHIFTED = 18.0
-CONVOLVED = 2.0
 
 
 def _why_not(call: AttendCall) -> tuple[str, ...]:
@@ -29,10 +25,13 @@ def _why_not(call: AttendCall) -> tuple[str, ...]:
     return ("a stencil with border='clamp' has windows that are not centred; gather fetches their keys",)
 
 
-def _cost(call: AttendCall) -> float:
+def _work(call: AttendCall) -> Work:
     # Keys one number wide are those of learned queries; strides may not be looked at here.
-    factor = CONVOLVED if call.q.shape[3] == 1 and call.q.device.type == "cpu" else SHIFTED
-    return factor * size_of(call, call.layout.key_slots)
+    convolved = call.q.shape[3] == 1 and call.q.device.type == "cpu"
+    slots = call.layout.key_slots
+    return Work(
+        "chunked convolution" if convolved else "chunked shifts", {**pairs(call, slots), "places": float(slots)}
+    )
 
 
 def _run(call: AttendCall) -> AttendResult:
@@ -46,7 +45,7 @@ def _run(call: AttendCall) -> AttendResult:
     return AttendResult(torch.cat([row.out, image.out], dim=2), lse)
 
 
-STENCILS = Family(_why_not, _cost, _run)
+STENCILS = Family(_why_not, _work, _run)
 
 
 def _image(call: AttendCall, layout: Stencil) -> AttendResult:

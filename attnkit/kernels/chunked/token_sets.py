@@ -13,19 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnkit.kernels.backend import size_of
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.family import Family
+from attnkit.kernels.costs import Work, pairs
 from attnkit.kernels.ops.token_sets import TOKEN_SETS
 from attnkit.layouts import TokenMask, TokenSets
 
 # Logits that are made at one time; two or three arrays of as many numbers are at work.
 LOGITS = 1 << 19
-# In multiply-adds of fused dense attention, seen on a CPU core: the two dozen operators that a chunk starts, and a
-# multiply-add. On other devices many small launches are behind one masked product, and ahead of whole matrices.
-CHUNK = 8e6
-MASKED = {"cpu": 1.5}
-ELSEWHERE = 4.0
 
 
 class _Chunk(NamedTuple):
@@ -244,10 +239,11 @@ def _why_not(call: AttendCall) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _cost(call: AttendCall) -> float:
-    queries, keys = call.q.shape[2], call.k.shape[2]
-    chunks = math.ceil(call.q.shape[1] * queries * keys / LOGITS)
-    return MASKED.get(call.q.device.type, ELSEWHERE) * size_of(call, keys) + CHUNK * chunks
+def _work(call: AttendCall) -> Work:
+    keys = call.k.shape[2]
+    chunks = math.ceil(call.q.shape[1] * call.q.shape[2] * keys / LOGITS)
+    listed = float(call.q.shape[1] * call.q.shape[2] * call.layout.key_slots)
+    return Work("chunked tokens", {**pairs(call, keys), "chunks": chunks, "listed": listed})
 
 
 def _run(call: AttendCall) -> AttendResult:
@@ -260,4 +256,4 @@ def _run(call: AttendCall) -> AttendResult:
     return AttendResult(out, lse if call.return_lse else None)
 
 
-TOKEN_LISTS = Family(_why_not, _cost, _run)
+TOKEN_LISTS = Family(_why_not, _work, _run)
