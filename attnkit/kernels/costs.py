@@ -49,7 +49,8 @@ def predicted(work: Work, mode: str) -> float:
     if rates is None:
         # A kernel without a backward pass, or one that was not measured in this precision.
         rates = constants()["float32 inference"][work.kernel]
-    return 1e3 * sum(rates[name] * count for name, count in work.counts.items())
+    # A new count has no constant until the constants are fitted again, for which calls must be judged.
+    return 1e3 * sum(rates.get(name, 0.0) * count for name, count in work.counts.items())
 
 
 def mode_of(dtype: torch.dtype, *, grad: bool) -> str:

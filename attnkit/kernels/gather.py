@@ -14,6 +14,9 @@ from attnkit.kernels.costs import Work, fetched, pairs
 from attnkit.kernels.softmax import fusable, fused_attention, global_rows, plain_attention, visible_values
 from attnkit.layouts import Blocks, Stencil, TokenSets
 
+# Numbers of keys and values that the caches of a processor hold.
+CACHED = float(2**21)
+
 
 class GatherBackend(MeasuredBackend):
     """Blocks: gathered keys and one batched attention. Token sets and stencils: a list of keys per query."""
@@ -30,7 +33,9 @@ class GatherBackend(MeasuredBackend):
     def work(self, call: AttendCall) -> Work:
         layout = call.layout
         if isinstance(layout, Blocks):
-            return Work("gather blocks", fetched(call, layout))
+            counts = fetched(call, layout)
+            # All at once, so that what the caches do not hold goes to memory and back.
+            return Work("gather blocks", {**counts, "spilled": max(counts["moved"] - CACHED, 0.0)})
         return Work("gather lists", pairs(call, layout.key_slots))
 
     def run(self, call: AttendCall) -> AttendResult:
