@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -121,3 +122,23 @@ def test_what_is_packed_exists():
     packed = json.loads(found[1])
     assert "attnkit" in packed
     assert [pattern for pattern in packed if not list(ROOT.glob(pattern))] == []
+
+
+# Import names that are not the package's; NATTEN is measured where someone built it.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+NOT_DECLARED = {"natten"}
+
+
+def test_every_import_is_declared():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = set(re.findall(r'"([A-Za-z_-]+)(?:\[\w+\])?>=', text))
+    found = set()
+    for path in [*ROOT.glob("attnkit/**/*.py"), *ROOT.glob("attnkit_models/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add((node.module or "").partition(".")[0])
+    others = found - set(sys.stdlib_module_names) - {"attnkit", "attnkit_models"}
+    assert "scipy" in others
+    assert {DISTRIBUTIONS.get(name, name) for name in others} - declared <= NOT_DECLARED
