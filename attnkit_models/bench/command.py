@@ -51,13 +51,18 @@ def bench(
         torch.set_num_threads(threads)
     number = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
     setting = run.Setting(torch.device(device), number)
+    about = machine.machine(setting)
+    paths = {kind: out / machine.file_name(about, kind + "-quick" * quick) for kind in runs}
+    kept = resume or only is not None
+    # Files of all kinds are read first: what does not fit is told before anything is measured.
+    found = {
+        kind: results.continued(path, about) if kept and path.exists() else results.empty(kind, about)
+        for kind, path in paths.items()
+    }
     for kind, cases in runs.items():
-        about = machine.machine(setting)
-        path = out / machine.file_name(about, kind + "-quick" * quick)
-        keep = path.exists() and (resume or only is not None)
-        before = results.read(path) if keep else results.empty(kind, about)
+        path = paths[kind]
         try:
-            run.run_all(cases, {**before, "machine": about}, path, setting, typer.echo, quick=quick, resume=resume)
+            run.run_all(cases, found[kind], path, setting, typer.echo, quick=quick, resume=resume)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; {path} has what was measured, and --resume goes on from there", err=True)
             raise

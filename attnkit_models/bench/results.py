@@ -36,6 +36,27 @@ def read(path: Path) -> Results:
     return found
 
 
+def continued(path: Path, machine: dict[str, Any]) -> Results:
+    """Reads a results file to add to it.
+
+    Raises:
+        ConfigError: if it is none, or of another machine or other versions: a file names them once for all its cases.
+    """
+    found = read(path)
+    then, now = ({**one, **one["versions"], "versions": None} for one in (found["machine"], machine))
+    told = [
+        f"{name} {then.get(name)!r}, now {now.get(name)!r}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    ]
+    if told:
+        raise ConfigError(
+            f"{path} was measured elsewhere ({'; '.join(told)}), so nothing can be added to it; "
+            "measure all anew without --only and --resume, or pass another --out FOLDER"
+        )
+    return found
+
+
 def wrong(found: Any) -> list[str]:
     """What is wrong with results, in words; empty where nothing is."""
     if not isinstance(found, dict) or any(name not in found for name in HEAD):

@@ -9,7 +9,7 @@ import torch
 
 from attnkit.cli import main
 from attnkit.errors import ConfigError
-from attnkit_models.bench import kinds, plots, report, results
+from attnkit_models.bench import kinds, plots, report, results, run
 from attnkit_models.bench.case import Case, Setting
 from attnkit_models.bench.machine import file_name, machine
 from attnkit_models.bench.run import run_all
@@ -198,3 +198,28 @@ def test_a_file_a_machine_and_kind():
     )
     gpu = {**about, "gpu": "NVIDIA H200", "dtype": "bfloat16"}
     assert file_name(gpu, "models") == "nvidia-h200-bfloat16-models.json"
+
+
+@pytest.mark.parametrize("words", [["--only", "regions/*"], ["--resume"]])
+def test_results_of_another_machine_are_not_added_to(tiny, tmp_path, capsys, words):
+    command = ["bench", "--quick", "--out", str(tmp_path), "--threads", "1"]
+    assert main([*command, "--only", "windows/*"]) == 0
+    (path,) = tmp_path.glob("*.json")
+    before = results.read(path)
+    before["machine"] |= {"python": "3.9.1", "versions": {**before["machine"]["versions"], "torch": "1.0"}}
+    results.write(path, before)
+    capsys.readouterr()
+    assert main([*command, *words]) == 2
+    told = capsys.readouterr().err
+    assert "torch '1.0', now" in told and "python '3.9.1', now" in told and told.count("\n") == 1
+    assert results.read(path) == before
+
+
+def test_on_a_gpu_the_whole_takes_under_eight_minutes(tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(run, "run_case", lambda case, setting, share: shares.append(share) or record(case.name))
+    cases = [case for every in kinds.KINDS.values() for case in every]
+    run_all(cases, a_file(), tmp_path / "one.json", Setting(torch.device("cuda")), list)
+    spent = sum(share * case.seconds for share, case in zip(shares, cases, strict=True))
+    # A quarter is left for what is not timed: gates, memory, warming up.
+    assert 0 < spent < 0.75 * 8 * 60
