@@ -25,7 +25,7 @@ help:
 	@echo 'make mutants    try every law on every mutant and write docs/tables/mutants.md'
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
 	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
-	@echo "make bench      attnkit beside dense attention and the papers' own code, in about five minutes"
+	@echo "make bench      attnkit beside dense attention and the papers' own code, in about five minutes (runs/bench)"
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -65,7 +65,7 @@ fuzz: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --processes $(WORKERS) $(ARGS)
 
 bench: $(READY)
-	@$(BIN)/attnkit bench $(ARGS)
+	@$(BIN)/attnkit bench --out runs/bench $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

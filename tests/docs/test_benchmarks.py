@@ -80,3 +80,10 @@ def test_a_page_is_made_from_results_of_every_kind(benchmarks, tmp_path):
     assert text.count("### The headline") == 1
     pictures = re.findall(r"\]\((pictures/[^)]+)\)", text)
     assert len(pictures) == 2 and all((tmp_path / name).is_file() for name in pictures)
+
+
+def test_make_bench_leaves_committed_results_alone():
+    """`make test` holds the page to benchmarks/results, so what anyone measures must not land there."""
+    makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
+    assert "attnkit bench --out runs/bench $(ARGS)" in makefile
+    assert "/runs/" in (DOCS.parent / ".gitignore").read_text(encoding="utf-8").split()
