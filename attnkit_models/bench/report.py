@@ -29,9 +29,9 @@ def number(record: Record, contender: str, measure: str) -> float | None:
     return found["min"] if isinstance(found, dict) else found
 
 
-def speed(record: Record, against: str, measure: str) -> float | None:
+def speed(record: Record, against: str, measure: str, us: str = OURS) -> float | None:
     """The other's number divided by attnkit's."""
-    ours, theirs = number(record, OURS, measure), number(record, against, measure)
+    ours, theirs = number(record, us, measure), number(record, against, measure)
     return theirs / ours if ours and theirs is not None else None
 
 
@@ -69,7 +69,7 @@ def targets_table(results: Record) -> str:
         for target in case.targets if case.name in cases else ():
             found = ratio(cases, case.name, target)
             against = target.case or target.against
-            verdict = "not measured" if found is None else "yes" if found >= target.at_least else "**missed**"
+            verdict = reached(cases[case.name], found, target)
             shown = "" if found is None else f"{found:.2f}"
             rows.append(
                 [
@@ -85,8 +85,29 @@ def targets_table(results: Record) -> str:
     return markdown(head, rows, left=3)
 
 
+def reached(record: Record, found: float | None, target: Target) -> str:
+    """The verdict on a target: `"yes"`, or why not."""
+    if found is not None:
+        return "yes" if found >= target.at_least else "**missed**"
+    ours = record["contenders"].get(OURS, {})
+    return "**wrong**" if ours.get("errors") and not ours.get("passed") else "not measured"
+
+
+def missed(results: Record) -> list[str]:
+    """Names of the cases that miss a target, or whose numbers are wrong."""
+    cases = by_name(results)
+    verdicts = {
+        case.name: {reached(cases[case.name], ratio(cases, case.name, one), one) for one in case.targets}
+        for case in KINDS["headline"]
+        if case.name in cases
+    }
+    return [name for name, found in verdicts.items() if found & {"**missed**", "**wrong**"}]
+
+
 def case_table(record: Record) -> str:
     """All contenders of a case."""
+    if "error" in record:
+        return f"Not measured: {record['error']}."
     rows = []
     for name, one in record["contenders"].items():
         if "why_not" in one:
@@ -116,6 +137,8 @@ def sweep_table(sweep: Sweep, results: Record) -> str:
         record = cases.get(case.name)
         if record is None:
             continue
+        if "error" in record:
+            rows.append([case.title, "", "", f"not measured: {record['error']}", *[""] * 5])
         for at, (name, one) in enumerate(record["contenders"].items()):
             if "why_not" in one:
                 continue
@@ -140,6 +163,8 @@ def sweep_table(sweep: Sweep, results: Record) -> str:
 
 def models_table(record: Record) -> str:
     """Images a second and memory of whole models at one size."""
+    if "error" in record:
+        return f"Not measured: {record['error']}."
     rows = []
     images = record["facts"].get("batch", 1)
     for name, one in record["contenders"].items():
@@ -153,20 +178,6 @@ def models_table(record: Record) -> str:
         rows.append([name, *rates, *peaks])
     head = ["model", "inference, images/s", "training, images/s", "memory, inference", "memory, training"]
     return markdown(head, rows)
-
-
-def losses(results: Record) -> str:
-    """Every point where someone else who computes it, or dense attention, is faster than attnkit."""
-    rows = []
-    for record in results["cases"]:
-        for what in ("forward", "training"):
-            for name, found in sorted(record["contenders"].items()):
-                faster = speed(record, name, what)
-                if name not in (OURS, "all but attention") and found.get("passed") and faster and faster < 0.98:
-                    rows.append([record["name"], WHAT[what], name, f"{1 / faster:.2f} times as fast"])
-    if not rows:
-        return "Nowhere in these results."
-    return markdown(["case", "measure", "who is faster", "than attnkit"], rows, left=3)
 
 
 def peers_missing(records: Iterable[Record]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attnkit_models.bench import report, results
+from attnkit_models.bench import losses, report, results
 from attnkit_models.bench.plots import PLOTS
 from attnkit_models.bench.sweeps import SWEEPS
 
@@ -43,7 +43,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         parts += SECTIONS[one["kind"]](stem, one)
     parts.append("### Where attnkit loses")
     for one in found.values():
-        parts += [f"**{TITLES[one['kind']]}, {device(one)}.**", report.losses(one)]
+        parts += [f"**{TITLES[one['kind']]}, {device(one)}.**", losses.losses(one)]
     missing = report.peers_missing(record for one in found.values() for record in one["cases"])
     if missing:
         parts += ["### Who did not run", missing]
@@ -90,8 +90,12 @@ def turning(sweep: Any, one: dict[str, Any]) -> str:
         if where is not None:
             text += f" As fast as dense attention at density {report.percent(where)}, {name}."
         elif len(points) > 1:
-            always = "Faster" if min(faster for _, faster in points) > 1 else "Not always faster"
-            text += f" {always} than dense attention at all densities measured, {name}."
+            ratios = [faster for _, faster in points]
+            if min(ratios) > 1:
+                text += f" Faster than dense attention at all densities measured, {name}."
+            else:
+                often = "Nowhere faster" if max(ratios) <= 1 else "Not everywhere faster"
+                text += f" {often} than dense attention at the densities measured, {name}."
     return text
 
 

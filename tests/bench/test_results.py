@@ -9,7 +9,7 @@ import torch
 
 from attnkit.cli import main
 from attnkit.errors import ConfigError
-from attnkit_models.bench import kinds, plots, report, results, run
+from attnkit_models.bench import kinds, losses, plots, report, results, run
 from attnkit_models.bench.case import Case, Setting
 from attnkit_models.bench.machine import file_name, machine
 from attnkit_models.bench.run import run_all
@@ -98,9 +98,43 @@ def test_a_target_against_another_case():
 
 
 def test_losing_points_are_told():
-    assert "Nowhere" in report.losses(a_file(record("topk/2")))
-    text = report.losses(a_file(record("topk/64", density=1.0, dense=1.0)))
-    assert "| topk/64 | forward | dense SDPA | 2.00 times as fast |" in text
+    assert "Nowhere" in losses.losses(a_file(record("topk/2")))
+    text = losses.losses(a_file(record("topk/64", density=1.0, dense=1.0)))
+    assert "| topk/64 | attnkit | forward | dense SDPA | 2.00 times as fast |" in text
+    assert "| topk/64 | attnkit | memory, forward | dense SDPA | 0.50 of attnkit's memory |" in text
+    assert "less than 0.5 %" in losses.losses(a_file(record("topk/64", dense=1.996)))
+    assert "Nowhere" in losses.losses(a_file(record("topk/2", **{"all but attention": 0.5})))
+
+
+def test_a_wrong_attnkit_loses():
+    wrong, gone = record("regions/128x128"), {**record("regions/256x256"), "contenders": {}, "error": "OSError: full"}
+    found = {"passed": False, "errors": {"output": 0.1}}
+    wrong["contenders"]["attnkit"] = found
+    text = losses.losses(a_file(wrong, gone))
+    assert "| regions/128x128 | attnkit |  |  | attnkit is **wrong**: output off by 0.1 |" in text
+    assert "not measured: OSError: full" in text
+    table = report.targets_table(a_file(wrong, gone))
+    assert table.count("**wrong**") == 5 and table.count("not measured") == 5
+    assert report.missed(a_file(wrong, gone)) == ["regions/128x128"]
+    assert "OSError: full" in report.case_table(gone) and "OSError: full" in report.models_table(gone)
+    assert "OSError: full" in report.sweep_table(TOPK, a_file({**gone, "name": "topk/2"}, kind="sweeps"))
+
+
+def test_every_recipe_is_held_to_its_rivals():
+    made = record("models/224", density=None)
+    scales = {"biformer_tiny": 2.0, "biformer_tiny on biformer_gather": 1.0, "vit_small": 4.0, "timm deit": 1.0}
+    each = made["contenders"]["attnkit"]
+    made["contenders"] = {name: {**each, "forward": {**MEASURED, "min": scale}} for name, scale in scales.items()}
+    rows = [
+        [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in losses.losses(a_file(made, kind="models")).splitlines()
+        if line.startswith("| models")
+    ]
+    assert rows == [
+        ["biformer_tiny", "forward", "biformer_tiny on biformer_gather", "2.00 times as fast"],
+        ["biformer_tiny", "forward", "timm deit", "2.00 times as fast"],
+        ["vit_small", "forward", "timm deit", "4.00 times as fast"],
+    ]
 
 
 def test_crossover_lies_between_the_points_around_it():

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from attnkit_models.bench import results
+from attnkit_models.bench import report, results
 from attnkit_models.bench.case import OURS
 from attnkit_models.bench.kinds import KINDS
+from attnkit_models.bench.sweeps import NAMES, TIMM
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,7 +31,10 @@ def contender(scale: float) -> dict:
 
 
 def measured(kind: str) -> dict:
-    """Results of a kind in which dense attention is always twice as fast."""
+    """Results of a kind in which dense attention, or timm's models, are always twice as fast."""
+    contenders = {OURS: contender(2.0), "dense SDPA": {**contender(1.0), "times": 16}}
+    if kind == "models":
+        contenders = {name: contender(2.0) for name in NAMES} | {f"timm {name}": contender(1.0) for name in TIMM}
     cases = [
         {
             "name": case.name,
@@ -42,7 +46,7 @@ def measured(kind: str) -> dict:
             "load": 0.0,
             "density": 0.25,
             "facts": {"tokens": 64, "batch": 1},
-            "contenders": {OURS: contender(2.0), "dense SDPA": {**contender(1.0), "times": 16}},
+            "contenders": contenders,
             "seconds": 1.0,
         }
         for case in KINDS[kind]
@@ -78,6 +82,10 @@ def test_a_page_is_made_from_results_of_every_kind(benchmarks, tmp_path):
         assert title in text
     assert "**missed**" in text and "2.00 times as fast" in text and "1/16 of the queries, times 16" in text
     assert text.count("### The headline") == 1
+    lost = text.partition("### Where attnkit loses")[2]
+    for row in ("regions/128x128 | attnkit", "topk/4 | attnkit", "models/224 | biformer_tiny"):
+        assert f"| {row} | forward |" in lost
+    assert "Nowhere faster than dense attention" in text and "Nowhere in these results" not in text
     pictures = re.findall(r"\]\((pictures/[^)]+)\)", text)
     assert len(pictures) == 2 and all((tmp_path / name).is_file() for name in pictures)
 
@@ -87,3 +95,25 @@ def test_make_bench_leaves_committed_results_alone():
     makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
     assert "attnkit bench --out runs/bench $(ARGS)" in makefile
     assert "/runs/" in (DOCS.parent / ".gitignore").read_text(encoding="utf-8").split()
+
+
+WHY = "## Why some targets are missed"
+
+
+def explained(page: str) -> set[str]:
+    """The cases named where missed targets are explained."""
+    section = page.partition(WHY)[2].partition("\n## ")[0]
+    return set(re.findall(r"`([^`]+)`", section)) & {case.name for case in KINDS["headline"]}
+
+
+def test_missed_targets_are_explained_and_no_others(benchmarks):
+    page = benchmarks.PAGE.read_text(encoding="utf-8")
+    assert WHY in page.partition(benchmarks.END)[2]
+    found = [one for one in benchmarks.stored().values() if one["kind"] == "headline"]
+    assert explained(page) == {name for one in found for name in report.missed(one)}
+
+
+def test_missed_targets_and_their_explanations_are_found():
+    names = report.missed(measured("headline"))
+    assert "regions/128x128" in names
+    assert explained(f"{WHY}\n\n{' '.join(f'`{name}`' for name in names)}\n\n## Next\n\n`regions/0`") == set(names)
