@@ -169,7 +169,7 @@ def explain(
     title = f"{described(module, image_size)}, {mode}, {dtype_name} on {like.device.type}"
     calls = f"{len(rows)} attention call{'' if len(rows) == 1 else 's'}"
     others = tuple((visit.path, visit.kind) for visit in found if not visit.choices)
-    known: dict[object, BesideDense] = {}
+    known: dict[object, BesideDense | None] = {}
     with unmarked(module, training=training):
         compared = [beside_dense(visit, sizes_of(image_size)[0], unit_of(module), known) for visit in found]
     return Explanation(f"{title}: {calls}", rows, others, tuple(one for one in compared if one is not None))

@@ -30,7 +30,8 @@ class BesideDense:
         milliseconds: its attention and what it does to choose its keys, without the mix's projections.
         dense_milliseconds: attention of as many dense heads.
         tried: smallest and largest height of an image that was tried, in `unit`.
-        faster_from: the height from which on the group is predicted to be the faster one; None if it is not at any.
+        faster_from: the height from which on the group is predicted to be the faster one, up to the largest that was
+            tried; None if it is not the faster one there.
         unit: `"pixels"`, or `"tokens"` for a layer.
     """
 
@@ -48,7 +49,7 @@ class BesideDense:
         if low == high:
             turn = "it takes no other size"
         elif self.faster_from is None:
-            turn = f"not faster at any size up to {high} {self.unit}"
+            turn = f"not faster at {high} {self.unit} either"
         elif self.faster_from == low:
             turn = f"faster at every size from {low} to {high} {self.unit}"
         else:
@@ -57,8 +58,9 @@ class BesideDense:
         return f"{sides}: {dense}{turn}"
 
 
-def beside_dense(visit: Visit, height: int, unit: str, known: dict[object, BesideDense]) -> BesideDense | None:
-    """Compares a visited head group with dense heads; None for what is no head group, makes no attention, or is dense.
+def beside_dense(visit: Visit, height: int, unit: str, known: dict[object, BesideDense | None]) -> BesideDense | None:
+    """Compares a visited head group with dense heads; None for what is no head group, makes no attention, is dense, or
+    must know what stands in a tensor before it knows what it attends to.
 
     Args:
         visit: a run of the group.
@@ -70,20 +72,16 @@ def beside_dense(visit: Visit, height: int, unit: str, known: dict[object, Besid
     if inputs is None or not visit.choices or all(isinstance(one.call.layout, Dense) for one in visit.choices):
         return None
     grad = visit.choices[0].call.needs_grad
-    key = (
-        visit.kind,
-        repr(getattr(visit.module, "options", None)),
-        inputs.grid,
-        inputs.x.shape[2],
-        inputs.x.dtype,
-        grad,
-    )
+    options = repr(getattr(visit.module, "options", None))
+    widths = tuple(None if one is None else one.shape[1:] for one in (inputs.x, inputs.q, inputs.k, inputs.v))
+    key = (visit.kind, options, inputs.grid, widths, inputs.x.dtype, grad)
     if key not in known:
         known[key] = _compare(visit, inputs, height, unit, grad=grad)
-    return replace(known[key], path=visit.path)
+    found = known[key]
+    return None if found is None else replace(found, path=visit.path)
 
 
-def _compare(visit: Visit, inputs: HeadInputs, height: int, unit: str, *, grad: bool) -> BesideDense:
+def _compare(visit: Visit, inputs: HeadInputs, height: int, unit: str, *, grad: bool) -> BesideDense | None:
     first = inputs.grid.sizes[0]
     found: dict[int, tuple[float, float]] = {}
 
@@ -98,7 +96,8 @@ def _compare(visit: Visit, inputs: HeadInputs, height: int, unit: str, *, grad: 
         return found[side][0] < found[side][1]
 
     here = predict(visit, inputs, inputs.grid.sizes, grad=grad)
-    assert here is not None
+    if here is None:
+        return None
     found[first] = here
     sides = sorted({max(2, round(first * 2.0**step)) for step in STEPS})
     tried = [side for side in sides if side * side <= MOST_TOKENS and faster(side) is not None] or [first]

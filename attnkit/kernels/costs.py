@@ -1,7 +1,7 @@
 """What a call costs: counts of the work a kernel does, times the seconds that measurements gave for each of them.
 
-`costs.json` holds those numbers. They are fitted to the measurements in `benchmarks/results/`, and `attnkit bench
-calibration` makes both anew; `docs/concepts/dispatch.md` says how well they tell.
+`costs.json` holds those numbers. They are fitted to the measurements in `benchmarks/calibration.json`, and `python
+benchmarks/calibrate.py` makes both anew; `docs/concepts/dispatch.md` says how well they tell.
 """
 
 from __future__ import annotations
@@ -44,12 +44,9 @@ def milliseconds(call: AttendCall, work: Work) -> float:
 
 def predicted(work: Work, mode: str) -> float:
     """The same under a name of `mode_of`."""
-    known = constants()[mode]
-    rates = known.get(work.kernel)
-    if rates is None:
-        # A kernel without a backward pass, or one that was not measured in this precision.
-        rates = constants()["float32 inference"][work.kernel]
-    # A new count has no constant until the constants are fitted again, for which calls must be judged.
+    # A kernel without a backward pass, or one that was not measured in this precision, is judged in float32. A new one,
+    # or a new count, has no constants until they are fitted again, for which calls must be judged.
+    rates = constants()[mode].get(work.kernel) or constants()["float32 inference"].get(work.kernel, {})
     return 1e3 * sum(rates.get(name, 0.0) * count for name, count in work.counts.items())
 
 
@@ -78,17 +75,23 @@ def written(milliseconds: float) -> str:
 def pairs(call: AttendCall, keys: int) -> dict[str, float]:
     """Counts of a kernel in which each query meets `keys` keys.
 
-    `pairs` are the logits of all heads, whose exponentials are taken, and `products` the multiply-adds over them. The
-    batch is left out, since it is the same for every backend and may be symbolic in an exported graph.
+    `pairs` are the logits of all heads, whose exponentials are taken, and `products` the multiply-adds over them. All
+    counts are those of one image, which has its share of the call.
     """
     _, heads, queries, width = call.q.shape
     logits = float(heads * queries * keys)
-    return {"calls": 1.0, "pairs": logits, "products": logits * float(width + call.v.shape[3])}
+    return {"calls": share(call), "pairs": logits, "products": logits * float(width + call.v.shape[3])}
+
+
+def share(call: AttendCall) -> float:
+    """One image's share of what is done once for all; 1 while compiling, where the batch may be symbolic."""
+    return 1.0 if torch.compiler.is_compiling() else 1.0 / max(int(call.q.shape[0]), 1)
 
 
 def whole_mask(call: AttendCall) -> float:
     """Entries of the layout's mask, and of a bias, that a kernel over all pairs has to make."""
-    entries = 0.0 if call.layout.full else float(call.layout.lead[1] * call.q.shape[2] * call.k.shape[2])
+    once = share(call) if call.layout.lead[0] == 1 else 1.0
+    entries = 0.0 if call.layout.full else once * float(call.layout.lead[1] * call.q.shape[2] * call.k.shape[2])
     return entries + (0.0 if call.bias is None else float(call.q.shape[1] * call.q.shape[2] * call.k.shape[2]))
 
 

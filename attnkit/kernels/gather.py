@@ -35,7 +35,8 @@ class GatherBackend(MeasuredBackend):
         if isinstance(layout, Blocks):
             counts = fetched(call, layout)
             # All at once, so that what the caches do not hold goes to memory and back.
-            return Work("gather blocks", {**counts, "spilled": max(counts["moved"] - CACHED, 0.0)})
+            kernel = "gather windows" if layout.index is None else "gather blocks"
+            return Work(kernel, {**counts, "spilled": max(counts["moved"] - CACHED, 0.0)})
         return Work("gather lists", pairs(call, layout.key_slots))
 
     def run(self, call: AttendCall) -> AttendResult:

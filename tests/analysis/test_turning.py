@@ -9,6 +9,9 @@ import attnkit
 from attnkit import Grid, HeadMix
 from attnkit.analysis.surroundings import Surroundings
 from attnkit.kernels import costs, dispatch
+from attnkit.layouts import Stencil
+from attnkit.primitives import Plan
+from attnkit.primitives.neighborhood import NeighborhoodHeads
 from attnkit.registry import list_primitives, primitive_class
 
 
@@ -25,7 +28,7 @@ def simple(monkeypatch):
         "reference": {**logits, "calls": 1e6},
         "flex": {**logits, "calls": 1e6},
         "chunked windows": {**logits, "calls": 1e6},
-        "gather blocks": {**logits, "problems": 1e-3},
+        "gather windows": {**logits, "problems": 1e-3},
         "around": nothing,
     }
     monkeypatch.setattr(costs, "constants", lambda: {"float32 inference": known, "float32 training": known})
@@ -114,3 +117,25 @@ def test_what_is_counted_around_attention():
     assert counts["operators"] == 4 and counts["sorted"] == 32
     assert counts["products"] == 2 * 4 * 8
     assert counts["bytes"] == 4 * (32 + 8 + (8 + 32 + 16) + (32 + 8)) + 8 * 8
+
+
+def test_a_primitive_that_looks_at_values_is_explained_without_a_comparison():
+    class Peeking(NeighborhoodHeads):
+        def plan(self, inputs):
+            return Plan(Stencil(inputs.grid, 3 if float(inputs.x.sum()) else 5))
+
+    class Options(attnkit.Neighborhood):
+        kind = "peeking"
+
+        def build(self, context):
+            return Peeking(self, context)
+
+    found = attnkit.explain(HeadMix(8, [Options(1, 3)]), 6)
+    assert len(found.rows) == 1 and found.beside == ()
+
+
+def test_heads_of_other_widths_get_numbers_of_their_own():
+    groups = [attnkit.Window(2, 7)]
+    layers = torch.nn.Sequential(*(HeadMix(64, groups, head_dim=width) for width in (16, 64)))
+    narrow, wide = attnkit.explain(layers, 28).beside
+    assert narrow.dense_milliseconds < wide.dense_milliseconds

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues
 from attnkit.kernels.chunked import stencil_convolved, stencil_shifted
 from attnkit.kernels.chunked.family import Family
-from attnkit.kernels.costs import Work, pairs
+from attnkit.kernels.costs import Work, pairs, share
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.kernels.softmax import global_rows, visible_values
@@ -30,7 +30,7 @@ def _work(call: AttendCall) -> Work:
     convolved = call.q.shape[3] == 1 and call.q.device.type == "cpu"
     slots = call.layout.key_slots
     return Work(
-        "chunked convolution" if convolved else "chunked shifts", {**pairs(call, slots), "places": float(slots)}
+        "chunked convolution" if convolved else "chunked shifts", {**pairs(call, slots), "places": share(call) * slots}
     )
 
 
