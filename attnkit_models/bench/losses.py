@@ -11,6 +11,7 @@ from attnkit_models.bench.report import WHAT, Record, markdown, speed, told
 FLOOR = "all but attention"
 DENSE_MODEL = "vit_small"
 TIMM, GUEST = "timm ", " on "
+MEASURES = ("forward", "training", "memory forward", "memory training")
 
 
 def losses(results: Record) -> str:
@@ -18,7 +19,7 @@ def losses(results: Record) -> str:
     rows = [row for record in results["cases"] for row in _case(record, results["kind"])]
     if not rows:
         return "Nowhere in these results."
-    return markdown(["case", "attnkit's", "measure", "who is ahead", "how far"], rows, left=5)
+    return markdown(["case", "attnkit's", "who is ahead", *(WHAT[what] for what in MEASURES)], rows, left=3)
 
 
 def pairs(record: Record, kind: str) -> Iterator[tuple[str, str]]:
@@ -57,17 +58,18 @@ def _case(record: Record, kind: str) -> Iterator[list[str]]:
     for ours in own(record, kind) or [OURS]:
         failed = failure(record, ours)
         if failed:
-            yield [record["name"], ours, "", "", failed]
+            yield [record["name"], ours, failed, *[""] * len(MEASURES)]
     for ours, name in pairs(record, kind):
-        for what in ("forward", "training", "memory forward", "memory training"):
-            ratio = speed(record, name, what, ours)
-            if ratio is not None and ratio < 1 and record["contenders"][name].get("passed"):
-                yield [record["name"], ours, WHAT[what], name, _far(ratio, what)]
+        if record["contenders"][name].get("passed"):
+            far = [_far(speed(record, name, what, ours), what) for what in MEASURES]
+            if any(far):
+                yield [record["name"], ours, name, *far]
 
 
-def _far(ratio: float, what: str) -> str:
+def _far(ratio: float | None, what: str) -> str:
+    """How far the other is ahead; empty where it is not."""
+    if ratio is None or ratio >= 1:
+        return ""
     if ratio > 0.995:
         return "less than 0.5 %"
-    if what.startswith("memory"):
-        return f"{ratio:.2f} of attnkit's memory"
-    return f"{1 / ratio:.2f} times as fast"
+    return f"{ratio:.2f} of it" if what.startswith("memory") else f"{1 / ratio:.2f} times as fast"

@@ -19,6 +19,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = "pictures/benchmarks"
 BEGIN, END = "<!-- tables: docs/generate/benchmarks.py -->", "<!-- end of the tables -->"
 
+LOSSES = (
+    "Everyone who is ahead of attnkit in time or memory, however little: how many times as fast, or which part of "
+    "attnkit's memory it needs. Empty where attnkit is not behind."
+)
 TITLES = {"headline": "The headline", "sweeps": "Sweeps", "models": "Whole models"}
 ALT = {
     "density": "Times as fast as dense attention, against density",
@@ -41,7 +45,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     for stem, one in sorted(found.items(), key=lambda item: (order.index(item[1]["kind"]), item[0])):
         parts += [f"### {TITLES[one['kind']]}: {device(one)}", report.about(one)]
         parts += SECTIONS[one["kind"]](stem, one)
-    parts.append("### Where attnkit loses")
+    parts += ["### Where attnkit loses", LOSSES]
     for one in found.values():
         parts += [f"**{TITLES[one['kind']]}, {device(one)}.**", losses.losses(one)]
     missing = report.peers_missing(record for one in found.values() for record in one["cases"])
