@@ -94,10 +94,11 @@ def test_queries_that_are_all_the_same(grid, options, kernel, masked, tables, pi
     if masked:
         layout = layout.restrict(torch.stack([torch.arange(grid.tokens) % step > 0 for step in (2, 3)]))
     q, k, v = random_qkv((1, grid.tokens), batch=2, heads=3, head_dim=2, value_dim=4, grad=True)
-    given = [q, k, v, *(random_tensor(3, *(3,) * grid.ndim, seed=seed, grad=True) for seed in range(4, 4 + tables))]
+    q = q.detach()
+    given = [k, v, *(random_tensor(3, *(3,) * grid.ndim, seed=seed, grad=True) for seed in range(4, 4 + tables))]
 
     def answers(compute):
-        def run(q, k, v, *tables):
+        def run(k, v, *tables):
             pairs = zip(("bias", "gain"), tables, (0.0, 1.0), strict=False)
             extra = {name: RelativeTable(table, grid, layout.strides, fill) for name, table, fill in pairs}
             return compute(q.expand(-1, -1, layout.num_queries, -1), k, v, extra)
@@ -115,6 +116,48 @@ def test_queries_that_are_all_the_same(grid, options, kernel, masked, tables, pi
     right = answers(dense)
     for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_repeated_queries_that_have_gradients_get_one_each(convolved):
+    """By the repeated tensor too, and not only by the one row that it repeats."""
+    layout = Stencil(Grid(3, 4, prefix=1), 3)
+    one, k, v = random_qkv((1, 13), batch=2, heads=2, head_dim=1, grad=True)
+    weights = random_tensor(2, 2, 13, v.shape[3], seed=3)
+
+    def gradients(backend):
+        q = one.expand(-1, -1, 13, -1)
+        return torch.autograd.grad((attend(q, k, v, layout, backend=backend) * weights).sum(), (q, one))
+
+    for found, right in zip(gradients("chunked"), gradients("reference"), strict=True):
+        torch.testing.assert_close(found, right)
+    assert not convolved
+    # A transform's tensors do not tell that they have gradients.
+    several = one.expand(3, 1, -1, -1, 13, -1)[:, 0]
+
+    def gradient_under_vmap(backend):
+        out = torch.vmap(lambda q: attend(q, k, v, layout, backend=backend) * weights)(several)
+        return torch.autograd.grad(out.sum(), several)[0]
+
+    torch.testing.assert_close(gradient_under_vmap("chunked"), gradient_under_vmap("reference"))
+    assert not convolved
+    with torch.no_grad():
+        attend(one.expand(-1, -1, 13, -1), k, v, layout, backend="chunked")
+    assert convolved == ["forward"]
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_derivatives_by_the_one_row_of_all_queries(prefix, convolved):
+    """The operator's own, of an argument that `attend` passes without a gradient only."""
+    q, k, v = random_qkv((1, 6 + prefix), heads=2, head_dim=2, grad=True)
+    window = ([2, 3], prefix, [3, 3], [1, 2], [1, 1], 0.7)
+
+    def run(q, k, v):
+        out, total, peak = STENCIL.op(q, k, v, None, None, None, *window)
+        return out, total.log() + peak
+
+    assert torch.autograd.gradcheck(run, (q, k, v))
+    assert "backward" in convolved
 
 
 def scores(size, dtype):
@@ -153,6 +196,31 @@ def test_what_is_no_convolution_is_still_right(convolved):
     assert not convolved
 
 
+@pytest.mark.parametrize("gain", [False, True])
+def test_a_bias_that_hides_all_keys_of_a_window(gain, convolved):
+    """Of two tokens in a row, the first has no left neighbour, and its own place and the right one are at -inf."""
+    grid = Grid(1, 2)
+    layout = Stencil(grid, (1, 3))
+    k, v = random_tensor(1, 1, 2, 1, seed=1, grad=True), random_tensor(1, 1, 2, 3, seed=2, grad=True)
+    table = torch.tensor([[[0.3, -torch.inf, -torch.inf]]], dtype=torch.float64, requires_grad=True)
+    factors = random_tensor(1, 1, 3, seed=3, grad=True)
+
+    def answers(backend):
+        def run(k, v, table, factors):
+            q = torch.ones(1, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, -1)
+            more = {"gain": RelativeTable(factors, grid, fill=1.0)} if gain else {}
+            given = {"bias": RelativeTable(table, grid), "backend": backend, "return_lse": True, **more}
+            return attend(q, k, v, layout, **given)
+
+        return outputs_and_gradients(run, [k, v, table, factors])
+
+    found, right = answers("chunked"), answers("reference")
+    assert convolved == ["forward", "backward"]
+    assert torch.equal(found[0][0][0, 0, 0], torch.zeros(3, dtype=torch.float64))
+    for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
@@ -162,6 +230,8 @@ def test_derivatives(stride, masked, shared):
         layout = layout.restrict(torch.arange(7) % 3 > 0)
     queries = layout.num_queries
     q, k, v = random_qkv((1 if shared else queries, 7), heads=2, head_dim=1, grad=True)
+    if shared:
+        q = q.detach()
     tables = [random_tensor(2, 3, 3, seed=seed, grad=True) for seed in (4, 5)]
 
     def run(q, k, v, bias, gain):

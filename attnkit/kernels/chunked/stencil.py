@@ -16,6 +16,7 @@ from attnkit.kernels.costs import Work, pairs, share
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.kernels.softmax import global_rows, visible_values
+from attnkit.kernels.transforms import transforming
 from attnkit.layouts import RelativeTable, Stencil
 
 
@@ -69,8 +70,12 @@ def _image(call: AttendCall, layout: Stencil) -> AttendResult:
 
 
 def _shared(call: AttendCall) -> bool:
-    """Whether all queries are one, repeated without a copy, as learned queries are."""
-    return call.q.stride(2) == 0
+    """Whether all queries are one, repeated without a copy, as learned queries are.
+
+    Not where q has a gradient: each of its rows must get its own, even if whoever made q adds them up.
+    """
+    tracked = torch.is_grad_enabled() and (call.q.requires_grad or transforming())
+    return call.q.stride(2) == 0 and not tracked
 
 
 def _by_place(call: AttendCall, layout: Stencil, values: PairValues | None) -> Tensor | None:

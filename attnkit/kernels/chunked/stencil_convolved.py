@@ -81,7 +81,8 @@ class Windows:
         self.v, self.dtype, self.batch, self.heads = v, wide(q, v), v.shape[0], v.shape[1]
         scores = _products(k.to(self.dtype), q.to(self.dtype) * scale)
         low = high = scores.contiguous()
-        self.masked = seen is not None
+        # Windows may be without keys: a bias of -inf hides them as a mask does.
+        self.gaps = seen is not None or bias is not None
         if seen is not None:
             low, high, scores = (one.masked_fill(~seen, end) for one, end in ((low, INF), (high, -INF), (scores, -INF)))
         peak = high.amax(2, keepdim=True)
@@ -231,7 +232,7 @@ def forward(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
         total = total + (shared * below).sum(2, keepdim=True)
         more = ((shared * above)[..., None] * windows.first(windows.v)).sum(2)[:, None, None]
     peak = windows.peak.expand(total.shape)
-    if windows.masked:
+    if windows.gaps:
         empty = total == 0.0
         total, peak = total.masked_fill(empty, 1.0), peak.masked_fill(empty, -INF)
     share = total.reciprocal()

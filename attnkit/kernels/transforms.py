@@ -1,0 +1,35 @@
+"""Ways of differentiating that know nothing of hand-written backward passes: forward-mode and torch.func's."""
+
+from __future__ import annotations
+
+import torch
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+_DERIVATIVES = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+
+
+def differentiating() -> bool:
+    """Whether a function is being differentiated in forward mode or by torch.func: grad, vjp, jvp, jacrev..."""
+    # Here, since Dynamo guards what it reads, and not what a constant result was made of.
+    if forward_ad._current_level >= 0:
+        return True
+    return _constant_differentiated() if torch.compiler.is_compiling() else _differentiated()
+
+
+def transforming() -> bool:
+    """Whether any transform of torch.func is at work, vmap too: its tensors do not tell that they have a gradient."""
+    return _constant_transformed() if torch.compiler.is_compiling() else _transformed()
+
+
+def _transformed() -> bool:
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def _differentiated() -> bool:
+    return _transformed() and any(one.key() in _DERIVATIVES for one in _functorch.get_interpreter_stack() or ())
+
+
+# Dynamo guards which transforms are at work where it starts, and knows those that it enters.
+_constant_transformed = torch.compiler.assume_constant_result(_transformed)
+_constant_differentiated = torch.compiler.assume_constant_result(_differentiated)
