@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnkit_models.bench import losses, report, results
+from attnkit_models.bench.kinds import KINDS
 from attnkit_models.bench.plots import PLOTS
 from attnkit_models.bench.sweeps import SWEEPS
 
@@ -44,6 +45,9 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     order = list(TITLES)
     for stem, one in sorted(found.items(), key=lambda item: (order.index(item[1]["kind"]), item[0])):
         parts += [f"### {TITLES[one['kind']]}: {device(one)}", report.about(one)]
+        absent = [f"`{case.name}`" for case in KINDS[one["kind"]] if case.name not in report.by_name(one)]
+        if absent:
+            parts.append(f"Not measured: {', '.join(absent)}.")
         parts += SECTIONS[one["kind"]](stem, one)
     parts += ["### Where attnkit loses", LOSSES]
     for one in found.values():

@@ -98,6 +98,13 @@ def test_make_bench_leaves_committed_results_alone():
     assert "/runs/" in (DOCS.parent / ".gitignore").read_text(encoding="utf-8").split()
 
 
+def test_cases_that_were_not_measured_are_told(benchmarks):
+    found = measured("models")
+    assert "Not measured" not in benchmarks.page({"cpu-models": found})
+    gone = found["cases"].pop()["name"]
+    assert f"Not measured: `{gone}`." in benchmarks.page({"cpu-models": found})
+
+
 WHY = "## Why some targets are missed"
 
 
