@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnkit.errors import ShapeError, shown
+from attnkit.kernels.transforms import differentiating
 from attnkit.layouts import Layout, RelativeTable
 from attnkit.layouts.base import form_of
 
@@ -169,7 +170,7 @@ def signature_of(
     if bias is not None or gain is not None:
         pairs = (_form(bias), _form(gain))
     return (
-        *(form, pairs, return_lse, scale, grad, torch.is_grad_enabled()),
+        *(form, pairs, return_lse, scale, grad, torch.is_grad_enabled(), differentiating()),
         *(q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device),
     )
 

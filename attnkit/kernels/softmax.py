@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.transforms import forward_mode
 
 
 def masked_softmax(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -72,10 +73,12 @@ def plain_attention(
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, bias: Tensor | None) -> Tensor:
-    """The same by `scaled_dot_product_attention`; rows that see no key give 0.
+    """The same by `scaled_dot_product_attention`, which has no forward mode; rows that see no key give 0.
 
     Takes any number of leading dimensions >= 2, and q, k and v of one dtype.
     """
+    if forward_mode():
+        return plain_attention(q, k, v, mask, scale, bias, None, torch.promote_types(q.dtype, torch.float32)).out
     if bias is not None:
         bias = _narrowed(bias, q.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch._C import _functorch
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 
-_DERIVATIVES = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+_DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
+
+
+def forward_mode() -> bool:
+    """Whether tensors may have tangents, of torch.func.jvp too."""
+    return forward_ad._current_level >= 0
 
 
 def differentiating() -> bool:
     """Whether a function is being differentiated in forward mode or by torch.func: grad, vjp, jvp, jacrev..."""
     # Here, since Dynamo guards what it reads, and not what a constant result was made of.
-    if forward_ad._current_level >= 0:
+    if forward_mode():
         return True
     return _constant_differentiated() if torch.compiler.is_compiling() else _differentiated()
 
@@ -23,11 +28,11 @@ def transforming() -> bool:
 
 
 def _transformed() -> bool:
-    return _functorch.peek_interpreter_stack() is not None
+    return peek_interpreter_stack() is not None
 
 
 def _differentiated() -> bool:
-    return _transformed() and any(one.key() in _DERIVATIVES for one in _functorch.get_interpreter_stack() or ())
+    return _transformed() and any(one.key() in _DERIVATIVES for one in get_interpreter_stack() or ())
 
 
 # Dynamo guards which transforms are at work where it starts, and knows those that it enters.

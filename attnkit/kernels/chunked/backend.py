@@ -11,6 +11,7 @@ from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.chunked.stencil import STENCILS
 from attnkit.kernels.chunked.token_sets import TOKEN_LISTS
 from attnkit.kernels.costs import Work
+from attnkit.kernels.transforms import differentiating
 from attnkit.layouts import Blocks, Layout, Stencil, TokenMask, TokenSets
 
 FAMILIES: dict[type[Layout], Family] = {
@@ -31,7 +32,11 @@ class ChunkedBackend(MeasuredBackend):
         if family is None:
             kinds = " and ".join(sorted(layout.kind for layout in FAMILIES))
             return (f"a {call.layout.kind} layout has no kernels here; it takes {kinds}",)
-        return family.why_not(call)
+        reasons = family.why_not(call)
+        if differentiating():
+            more = "its backward passes are written by hand, which forward mode and torch.func's derivatives cannot use"
+            reasons = (*reasons, more)
+        return reasons
 
     def work(self, call: AttendCall) -> Work:
         return FAMILIES[type(call.layout)].work(call)

@@ -16,6 +16,7 @@ from torch import Tensor
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.costs import Work, pairs
+from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.ops.token_sets import TOKEN_SETS
 from attnkit.layouts import TokenMask, TokenSets
 
@@ -236,6 +237,8 @@ def _why_not(call: AttendCall) -> tuple[str, ...]:
         reasons.append("a gain multiplies the weights after the softmax, which these kernels do not do")
     if not call.k.shape[2]:
         reasons.append("there are no keys")
+    if exporting():
+        reasons.append("torch.export writes PyTorch's own operators, so that what it writes needs no attnkit")
     return tuple(reasons)
 
 

@@ -17,9 +17,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from attnkit.errors import BackendError
+from attnkit.kernels.transforms import differentiating, forward_mode
 
 # Devices whose autocast may call an operator.
 AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -166,6 +168,11 @@ def _differentiable(pair: OpPair, spots: Sequence[int], constants: Sequence[int]
     differentiable = _function(pair.name, forward, backward)
 
     def call(*arguments: Any) -> Any:
+        if differentiating() and any(_followed(arguments[at]) for at in spots):
+            raise BackendError(
+                f"attnkit::{pair.name} has a backward pass only, not forward mode or torch.func's derivatives; "
+                f"backend='gather' and backend='reference' have both"
+            )
         if torch.is_grad_enabled():
             for at in spots:
                 one = arguments[at]
@@ -175,6 +182,14 @@ def _differentiable(pair: OpPair, spots: Sequence[int], constants: Sequence[int]
             return pair.op(*arguments)
 
     return call
+
+
+def _followed(one: Tensor | None) -> bool:
+    """Whether derivatives by a tensor are wanted, in whichever way."""
+    if one is None:
+        return False
+    tangent = forward_mode() and forward_ad.unpack_dual(one).tangent is not None
+    return tangent or (torch.is_grad_enabled() and one.requires_grad)
 
 
 def _once(pair: OpPair) -> Callable[..., Any]:
