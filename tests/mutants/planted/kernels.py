@@ -182,9 +182,9 @@ MUTANTS = [
     Mutant(
         "use_backend_ignored",
         "What `use_backend` asks for has no effect.",
-        "attnkit.kernels.dispatch:choose",
-        "else _preferences[-1]",
-        "else _preferences[0]",
+        "attnkit.kernels.dispatch:recalled",
+        "asked = _preferences[-1] if",
+        "asked = _preferences[0] if",
         ("window", "neighborhood"),
         ("backends_agree",),
     ),

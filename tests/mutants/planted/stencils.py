@@ -164,7 +164,7 @@ MUTANTS = [
         "windows.gathered(windows.bare(whole), windows.below)",
         "windows.gathered(windows.bare(whole), windows.above)",
         LEARNED,
-        ("equals_dense",),
+        ("backends_agree",),
     ),
     Mutant(
         "convolved_masked_keys",
@@ -173,7 +173,7 @@ MUTANTS = [
         "(scores, -INF)",
         "(scores, 0.0)",
         LEARNED,
-        ("equals_dense",),
+        ("backends_agree",),
     ),
     Mutant(
         "convolved_prefix_unbiased",
@@ -182,7 +182,7 @@ MUTANTS = [
         "(shared * below).sum(2, keepdim=True)",
         "shared.sum(2, keepdim=True)",
         LEARNED,
-        ("equals_dense",),
+        ("backends_agree",),
         60,
     ),
     Mutant(
@@ -192,7 +192,7 @@ MUTANTS = [
         "inside.start - start,",
         "0,",
         LEARNED,
-        ("equals_dense",),
+        ("backends_agree",),
     ),
     Mutant(
         "gradient_of_bias_without_gain",
@@ -201,7 +201,7 @@ MUTANTS = [
         "grad_above * by_gain + grad_below",
         "grad_above + grad_below",
         LEARNED,
-        ("equals_dense",),
+        ("backends_agree",),
     ),
     Mutant(
         "gradient_of_denominators",
@@ -210,6 +210,6 @@ MUTANTS = [
         "(mean * share).neg_()",
         "mean * share",
         LEARNED,
-        ("equals_dense",),
+        ("backends_agree",),
     ),
 ]
