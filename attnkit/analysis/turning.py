@@ -46,15 +46,16 @@ class BesideDense:
     def __str__(self) -> str:
         sides = f"{written(self.milliseconds)} ms beside {written(self.dense_milliseconds)} ms of dense heads"
         low, high = self.tried
+        slow = self.milliseconds > self.dense_milliseconds
         if low == high:
             turn = "it takes no other size"
         elif self.faster_from is None:
-            turn = f"not faster at {high} {self.unit} either"
+            turn = f"slower at {high} {self.unit}{' too' if slow else ''}"
         elif self.faster_from == low:
             turn = f"faster at every size from {low} to {high} {self.unit}"
         else:
             turn = f"faster from {self.faster_from} {self.unit} on"
-        dense = "dense heads would be faster; " if self.milliseconds > self.dense_milliseconds else ""
+        dense = "dense heads would be faster; " if slow else ""
         return f"{sides}: {dense}{turn}"
 
 

@@ -8,6 +8,7 @@ import torch
 import attnkit
 from attnkit import Grid, HeadMix
 from attnkit.analysis.surroundings import Surroundings
+from attnkit.analysis.turning import BesideDense
 from attnkit.kernels import costs, dispatch
 from attnkit.layouts import Stencil
 from attnkit.primitives import Plan
@@ -53,6 +54,13 @@ def test_the_size_from_which_on_a_layer_pays(simple):
 def test_a_layer_that_does_not_pay_says_so(simple):
     found = attnkit.explain(HeadMix(8, [attnkit.Window(1, 4)]), 8)
     assert "dense heads would be faster; faster from" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("own", "end"), [(2.0, "dense heads would be faster; slower at 32 tokens too"), (0.5, ": slower at 32 tokens")]
+)
+def test_a_layer_that_is_slower_on_the_largest_map_says_so(own, end):
+    assert str(BesideDense("", "window", own, 1.0, (2, 32), None, "tokens")).endswith(end)
 
 
 def test_dense_groups_and_convolutions_are_not_compared():

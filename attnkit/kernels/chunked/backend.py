@@ -30,7 +30,7 @@ class ChunkedBackend(MeasuredBackend):
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
         family = FAMILIES.get(type(call.layout))
         if family is None:
-            kinds = " and ".join(sorted(layout.kind for layout in FAMILIES))
+            kinds = ", ".join(sorted(layout.kind for layout in FAMILIES))
             return (f"a {call.layout.kind} layout has no kernels here; it takes {kinds}",)
         reasons = family.why_not(call)
         if differentiating():
