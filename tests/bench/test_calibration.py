@@ -61,15 +61,16 @@ def test_the_choice_is_near_the_best_that_was_measured():
             losses.append(seconds[chosen] / min(seconds.values()))
     losses.sort()
     assert len(losses) > 150
-    assert losses[len(losses) // 2] == 1.0
-    assert losses[int(0.9 * len(losses))] < 1.25
-    assert losses[-1] < 2.5
+    # What docs/concepts/dispatch.md says.
+    assert losses[int(0.75 * len(losses))] == 1.0
+    assert losses[int(0.9 * len(losses))] < 1.04
+    assert losses[-1] < 1.7
 
 
 def test_predictions_are_near_the_measurements():
     ratios = sorted(prediction(point, name) / one for point in POINTS for name, one in point["seconds"].items())
     inside = [ratio for ratio in ratios if 1 / 2 < ratio < 2]
-    assert len(inside) > 0.8 * len(ratios)
+    assert len(inside) > 0.94 * len(ratios)
 
 
 def test_a_fit_finds_the_constants_that_made_the_numbers():

@@ -125,3 +125,17 @@ def test_missed_targets_and_their_explanations_are_found():
     names = report.missed(measured("headline"))
     assert "regions/128x128" in names
     assert explained(f"{WHY}\n\n{' '.join(f'`{name}`' for name in names)}\n\n## Next\n\n`regions/0`") == set(names)
+
+
+def test_the_readme_names_numbers_that_were_measured(benchmarks):
+    headline = next(one for one in benchmarks.stored().values() if one["kind"] == "headline")
+    cases = {record["name"]: record["contenders"] for record in headline["cases"]}
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    named = [
+        f"{cases[case][contender]['forward']['min']:,.0f}"
+        for case in ("regions/128x128", "predicted_keys/3136")
+        for contender in (OURS, "dense SDPA")
+    ]
+    text = " ".join(readme.split())
+    assert f"took {named[0]} ms where dense attention took {named[1]}," in text
+    assert f"{named[2]} ms where a dense layer took {named[3]}." in text
