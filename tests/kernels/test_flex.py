@@ -8,7 +8,8 @@ import torch
 from attnkit import Grid, attend
 from attnkit.errors import BackendError
 from attnkit.kernels.call import AttendCall
-from attnkit.kernels.dispatch import backend_named, choose
+from attnkit.kernels.dispatch import backend_named, choose, why_not_others
+from attnkit.kernels.flex import FlexBackend
 from attnkit.layouts import Blocks, Dense, Stencil
 from attnkit.testing import assert_within_budget, dense_attention, naive_attention, random_qkv, random_tensor
 
@@ -96,10 +97,16 @@ def test_all_its_reasons_come_in_one_sentence():
     assert "q (1, 1, 3, 4), v (1, 1, 3, 4), torch.float64, cpu, dense layout, with grad" in str(caught.value)
 
 
-def test_it_is_never_chosen_on_its_own_for_an_image():
+def test_it_is_never_chosen_on_its_own_however_fast_it_may_be(monkeypatch):
+    monkeypatch.setattr(FlexBackend, "cost", lambda self, call: 0.0)
     q, k, v = tensors(count=GRID.tokens)
     for layout in (Dense(13), Stencil(GRID, 3), Blocks.windows(GRID, 2)):
-        assert choose(AttendCall(q, k, v, layout, 1.0)) != "flex"
+        call = AttendCall(q, k, v, layout, 1.0)
+        assert choose(call) != "flex"
+        assert (
+            "it runs on demand only, because a first call compiles for seconds"
+            in why_not_others(call, "sdpa")["flex"][0]
+        )
 
 
 def test_without_gradients_it_takes_leaves_that_could_have_some(monkeypatch):
