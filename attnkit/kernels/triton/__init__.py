@@ -1,0 +1,1 @@
+"""Triton kernels; nothing else of attnkit imports triton."""

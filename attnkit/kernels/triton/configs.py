@@ -1,0 +1,101 @@
+"""Configurations: tiles, warps and stages of the kernels of blocks, kept as a table and chosen by a rule.
+
+`configs.json` holds them by class of device, direction, bits of a number, region size and head dim. A class has lines
+only where it departs from `default`. Nothing is timed at run time; `attnkit bench --tune` times candidates and rewrites
+the lines of its device.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+
+from attnkit.errors import BackendError
+
+Direction: TypeAlias = Literal["forward", "query_gradient", "key_gradient"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "query_gradient", "key_gradient")
+DEVICE_CLASSES = ("sm_80", "sm_90", "sm_100", "gfx942")
+# Tokens of a tile of rows that regions of any size are cut into, and the widths that head dims are padded to.
+REGION_SIZES = (16, 32, 64, 128)
+HEAD_DIMS = (16, 32, 64, 128, 256)
+PATH = Path(__file__).with_name("configs.json")
+
+
+class Config(NamedTuple):
+    """How a kernel is cut and started.
+
+    Attributes:
+        rows: tokens whose result a program makes: queries, or keys for the gradients of keys and values.
+        columns: tokens of the other side that it visits at once.
+        warps: warps a program has.
+        stages: loads of how many visits are under way at once.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+# Read at import: the first call may already be one that is being compiled, where nothing can be read.
+_TABLE: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def configuration(
+    direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype, device_class: str
+) -> Config:
+    """The configuration of a kernel.
+
+    Args:
+        direction: which result: `"forward"`, `"query_gradient"`, or `"key_gradient"` for those of keys and values.
+        region_size: tokens of a region whose result is made (queries, or keys), >= 1.
+        head_dim: the wider of the widths of keys and values, 1..256.
+        dtype: dtype of q, k and v, of 16 or 32 bits.
+        device_class: as `device_class` gives it.
+
+    Raises:
+        BackendError: for a wider head or another dtype.
+    """
+    if not 1 <= head_dim <= HEAD_DIMS[-1]:
+        raise BackendError(f"the Triton kernels have tiles for head dims 1 to {HEAD_DIMS[-1]}, not {head_dim}")
+    if dtype.itemsize not in (2, 4):
+        raise BackendError(f"the Triton kernels have tiles for dtypes of 16 and 32 bits, not {dtype}")
+    spot = (direction, f"{8 * dtype.itemsize} bit", str(tile_of(region_size)), str(padded_dim(head_dim)))
+    found = _at(_TABLE.get(device_class, {}), spot) or _at(_TABLE["default"], spot)
+    assert found is not None, spot
+    return Config(*found)
+
+
+def tile_of(region_size: int) -> int:
+    """The line of the table for a region: the smallest that holds it whole; for more than 64 tokens, 128 where tiles
+    of 128 round up no further than tiles of 64 would."""
+    for size in REGION_SIZES[:-1]:
+        if region_size <= size:
+            return size
+    return 128 if -(-region_size // 64) % 2 == 0 else 64
+
+
+def padded_dim(head_dim: int) -> int:
+    """The power of two, at least 16, that a tile has for a head dim."""
+    return next(width for width in HEAD_DIMS if head_dim <= width)
+
+
+def device_class(device: torch.device) -> str:
+    """The class of a GPU: `"sm_90"` (Hopper), `"sm_100"` (Blackwell of data centres), `"gfx942"` (any of AMD's), and
+    `"sm_80"` for Ampere and for all others of NVIDIA's, whose tiles fit the 99 KiB of shared memory of the small ones.
+    """
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def _at(table: dict[str, Any], spot: tuple[str, ...]) -> list[int] | None:
+    for name in spot:
+        table = table.get(name, {})
+    return table or None  # type: ignore[return-value]

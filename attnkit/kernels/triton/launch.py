@@ -1,0 +1,51 @@
+"""Launch: a kernel with everything it is started with, made from shapes and dtypes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Value: TypeAlias = "Tensor | int | float | None"
+Constant: TypeAlias = "int | float | bool | str | None"
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One start of a Triton kernel.
+
+    What makes a launch looks at shapes, strides and dtypes only. From tensors of a GPU it makes what `run` starts; from
+    tensors on the meta device the same code makes what `attnkit.kernels.triton.ahead` compiles without a GPU.
+
+    Attributes:
+        kernel: the function under `triton.jit`.
+        grid: number of programs along one to three axes; only the first may pass 65,535.
+        arguments: what the kernel takes at run time. None compiles the argument away.
+        constants: its `tl.constexpr` arguments.
+        warps: warps a program has.
+        stages: loads of how many iterations are under way at once.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Value]
+    constants: Mapping[str, Constant]
+    warps: int
+    stages: int
+
+    def run(self) -> None:
+        """Starts the kernel on the current stream of the device on which its tensors lie."""
+        if 0 in self.grid:
+            return
+        start = self.kernel[self.grid]
+        given = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
+        device = next(one.device for one in self.arguments.values() if isinstance(one, Tensor))
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            # Triton starts kernels on the current device, wherever their tensors lie.
+            with torch.cuda.device(device):
+                start(**given)
+        else:
+            start(**given)

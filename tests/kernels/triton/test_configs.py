@@ -1,0 +1,99 @@
+"""The table of configurations: complete, chosen by region size, head dim, dtype and device."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from attnkit.errors import BackendError
+from attnkit.kernels.triton.configs import (
+    DEVICE_CLASSES,
+    DIRECTIONS,
+    HEAD_DIMS,
+    PATH,
+    REGION_SIZES,
+    Config,
+    configuration,
+    device_class,
+    tile_of,
+)
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def test_every_call_finds_a_configuration():
+    for device, direction, size, width, dtype in itertools.product(
+        DEVICE_CLASSES, DIRECTIONS, (1, 4, 16, 17, 49, 64, 100, 144, 196, 256, 1000), (1, 16, 24, 32, 200, 256), DTYPES
+    ):
+        found = configuration(direction, size, width, dtype, device)
+        assert isinstance(found, Config)
+        # Tiles are powers of two that tensor cores take; more rows than a region has are padding.
+        assert found.rows in (16, 32, 64, 128)
+        assert found.columns in (16, 32, 64, 128)
+        assert found.rows <= max(16, 2 * size)
+        assert found.warps in (1, 2, 4, 8)
+        assert 1 <= found.stages <= 4
+
+
+def test_the_table_has_known_names_only():
+    table = json.loads(PATH.read_text(encoding="utf-8"))
+    assert set(table) <= {"default", *DEVICE_CLASSES}
+    for name, directions in table.items():
+        assert set(directions) <= set(DIRECTIONS)
+        for bits in directions.values():
+            assert set(bits) <= {"16 bit", "32 bit"}
+            for sizes in bits.values():
+                assert set(sizes) <= set(map(str, REGION_SIZES))
+                for widths in sizes.values():
+                    assert set(widths) <= set(map(str, HEAD_DIMS))
+        if name == "default":
+            counted = [
+                len(widths) for bits in directions.values() for sizes in bits.values() for widths in sizes.values()
+            ]
+            assert counted == [len(HEAD_DIMS)] * len(DIRECTIONS) * 2 * len(REGION_SIZES)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"),
+    [(1, 16), (16, 16), (17, 32), (49, 64), (64, 64), (65, 128), (100, 128), (144, 64), (196, 128), (256, 128)],
+)
+def test_regions_are_cut_with_the_least_padding(size, tile):
+    assert tile_of(size) == tile
+
+
+def test_half_precisions_share_their_configurations():
+    assert configuration("forward", 49, 32, torch.float16, "sm_90") == configuration(
+        "forward", 49, 32, torch.bfloat16, "sm_90"
+    )
+
+
+def test_what_has_no_tile_is_refused():
+    with pytest.raises(BackendError, match="head dims 1 to 256, not 257"):
+        configuration("forward", 49, 257, torch.float32, "sm_90")
+    with pytest.raises(BackendError, match=r"16 and 32 bits, not torch\.float64"):
+        configuration("forward", 49, 32, torch.float64, "sm_90")
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 9), "sm_80"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "sm_80"),
+    ],
+)
+def test_devices_belong_to_a_class(monkeypatch, capability, name):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert device_class(torch.device("cuda")) == name
+
+
+def test_amd_has_one_class(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert device_class(torch.device("cuda")) == "gfx942"
