@@ -23,8 +23,12 @@ def bench(
     resume: Annotated[bool, typer.Option("--resume", help="Leave out cases measured at this commit.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Measure nothing, print the results there are.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Time Triton's configurations, keep the fastest.")] = False,
 ) -> None:
     """Measure attnkit beside dense attention, the papers' own formulations and other libraries."""
+    if tune:
+        _tune(what, only, list_)
+        return
     from attnkit_models.bench.kinds import chosen
 
     runs = chosen(what, only)
@@ -67,6 +71,18 @@ def bench(
             typer.echo(f"interrupted; {path} has what was measured, and --resume goes on from there", err=True)
             raise
         typer.echo(f"wrote {os.path.relpath(path)}")
+
+
+def _tune(what: str | None, only: str | None, listed: bool) -> None:
+    from attnkit_models.bench import tuning
+
+    if what is not None:
+        raise ConfigError(f"--tune measures no {what}; choose kernels with --only, such as 'forward/*'")
+    if listed:
+        for kernel in tuning.kernels(only):
+            typer.echo(kernel.name)
+    else:
+        tuning.tune(only, typer.echo)
 
 
 def _print_reports(folder: Path) -> None:

@@ -22,6 +22,8 @@ DEVICE_CLASSES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # Tokens of a tile of rows that regions of any size are cut into, and the widths that head dims are padded to.
 REGION_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
+# Direction, bits, region size and head dim, as the table names them.
+Spot: TypeAlias = "tuple[Direction, str, str, str]"
 PATH = Path(__file__).with_name("configs.json")
 
 
@@ -61,14 +63,47 @@ def configuration(
     Raises:
         BackendError: for a wider head or another dtype.
     """
+    spot = spot_of(direction, region_size, head_dim, dtype)
+    found = own(device_class, spot) or own("default", spot)
+    assert found is not None, spot
+    return found
+
+
+def spot_of(direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype) -> Spot:
+    """Where the table has the configuration of a kernel; arguments as for `configuration`."""
     if not 1 <= head_dim <= HEAD_DIMS[-1]:
         raise BackendError(f"the Triton kernels have tiles for head dims 1 to {HEAD_DIMS[-1]}, not {head_dim}")
     if dtype.itemsize not in (2, 4):
         raise BackendError(f"the Triton kernels have tiles for dtypes of 16 and 32 bits, not {dtype}")
-    spot = (direction, f"{8 * dtype.itemsize} bit", str(tile_of(region_size)), str(padded_dim(head_dim)))
-    found = _at(_TABLE.get(device_class, {}), spot) or _at(_TABLE["default"], spot)
-    assert found is not None, spot
-    return Config(*found)
+    return direction, f"{8 * dtype.itemsize} bit", str(tile_of(region_size)), str(padded_dim(head_dim))
+
+
+def own(device_class: str, spot: Spot) -> Config | None:
+    """The line that a class of devices has for itself, None where it has `default`'s."""
+    table = _TABLE.get(device_class, {})
+    for name in spot:
+        table = table.get(name, {})
+    return Config(*table) if table else None
+
+
+def put(device_class: str, spot: Spot, config: Config | None) -> None:
+    """Gives a class of devices a line of its own in this process's table, or with None takes it away."""
+    path = [_TABLE]
+    for name in (device_class, *spot[:-1]):
+        path.append(path[-1].setdefault(name, {}))
+    if config is not None:
+        path[-1][spot[-1]] = list(config)
+    else:
+        path[-1].pop(spot[-1], None)
+        for table, name in reversed([*zip(path, (device_class, *spot), strict=True)]):
+            if not table.get(name, True):
+                del table[name]
+    configuration.cache_clear()
+
+
+def written() -> str:
+    """This process's table as the text of `configs.json`, a region size a line."""
+    return _written(_TABLE, 0) + "\n"
 
 
 def tile_of(region_size: int) -> int:
@@ -95,7 +130,8 @@ def device_class(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
-def _at(table: dict[str, Any], spot: tuple[str, ...]) -> list[int] | None:
-    for name in spot:
-        table = table.get(name, {})
-    return table or None  # type: ignore[return-value]
+def _written(table: dict[str, Any], indent: int) -> str:
+    if all(isinstance(one, list) for one in table.values()):
+        return json.dumps(table)
+    parts = [f"{' ' * (indent + 2)}{json.dumps(name)}: {_written(one, indent + 2)}" for name, one in table.items()]
+    return "{\n" + ",\n".join(parts) + "\n" + " " * indent + "}"

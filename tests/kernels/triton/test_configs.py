@@ -18,7 +18,10 @@ from attnkit.kernels.triton.configs import (
     Config,
     configuration,
     device_class,
+    put,
+    spot_of,
     tile_of,
+    written,
 )
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -97,3 +100,21 @@ def test_devices_belong_to_a_class(monkeypatch, capability, name):
 def test_amd_has_one_class(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert device_class(torch.device("cuda")) == "gfx942"
+
+
+def test_the_file_is_as_it_would_be_written():
+    assert written() == PATH.read_text(encoding="utf-8")
+
+
+def test_a_class_of_devices_may_have_lines_of_its_own():
+    spot, before = spot_of("forward", 49, 32, torch.bfloat16), configuration("forward", 49, 32, torch.bfloat16, "sm_90")
+    other, text = Config(32, 128, 2, 3), written()
+    put("sm_90", spot, other)
+    try:
+        assert configuration("forward", 64, 17, torch.float16, "sm_90") == other
+        assert configuration("forward", 64, 17, torch.float16, "sm_80") == before
+        assert '"sm_90": {\n    "forward": {' in written()
+    finally:
+        put("sm_90", spot, None)
+    assert configuration("forward", 49, 32, torch.bfloat16, "sm_90") == before
+    assert written() == text

@@ -1,0 +1,219 @@
+"""Tuning: times the configurations of Triton's kernels beside their neighbours, and rewrites the table of this GPU."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import attnkit
+from attnkit.errors import ConfigError
+from attnkit.kernels.triton import configs
+from attnkit.kernels.triton.configs import Config, Direction
+from attnkit.layouts import Blocks
+from attnkit_models.bench.timing import interleaved
+
+# Tokens along a side of the square regions that stand for each line of the table.
+SIDES = {16: 4, 32: 5, 64: 8, 128: 16}
+DTYPES = (torch.bfloat16, torch.float32)
+# Below this share of the time before, a neighbour is better; anything above may be chance.
+BETTER = 0.97
+ROUNDS = 4
+SECONDS = 1.0
+TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 2e-3}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One line of the table."""
+
+    direction: Direction
+    tile: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """`"forward/64/32/bfloat16"`; what `--only` matches."""
+        return f"{self.direction}/{self.tile}/{self.head_dim}/{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a region that is measured for it."""
+        return SIDES[self.tile] ** 2
+
+    def configured(self, device_class: str) -> Config:
+        """What the table has for it."""
+        return configs.configuration(self.direction, self.tokens, self.head_dim, self.dtype, device_class)
+
+    @property
+    def spot(self) -> configs.Spot:
+        """Where the table has it."""
+        return configs.spot_of(self.direction, self.tokens, self.head_dim, self.dtype)
+
+
+def kernels(only: str | None = None) -> list[Kernel]:
+    """All lines of the table, or those whose names match a shell-style pattern.
+
+    Raises:
+        ConfigError: if none does.
+    """
+    every = itertools.product(configs.DIRECTIONS, configs.REGION_SIZES, configs.HEAD_DIMS, DTYPES)
+    found = [Kernel(*one) for one in every]
+    chosen = [one for one in found if only is None or fnmatch.fnmatchcase(one.name, only)]
+    if not chosen:
+        raise ConfigError(f"no kernel is named {only!r}; names are like {found[0].name!r} and 'key_gradient/*/float32'")
+    return chosen
+
+
+def neighbours(config: Config, tile: int) -> list[Config]:
+    """Configurations that differ in one number: half or twice as many rows, columns or warps, one stage more or less.
+
+    Args:
+        config: where to start.
+        tile: the most rows a program may have.
+    """
+    rows, columns, warps, stages = config
+    found = [
+        *(config._replace(rows=one) for one in (rows // 2, 2 * rows)),
+        *(config._replace(columns=one) for one in (columns // 2, 2 * columns)),
+        *(config._replace(warps=one) for one in (warps // 2, 2 * warps)),
+        *(config._replace(stages=one) for one in (stages - 1, stages + 1)),
+    ]
+    return [
+        one
+        for one in found
+        if 16 <= one.rows <= tile and 16 <= one.columns <= 128 and 1 <= one.warps <= 8 and 1 <= one.stages <= 4
+    ]
+
+
+def climbed(start: Config, tile: int, times: Callable[[Sequence[Config]], Mapping[Config, float]]) -> Config:
+    """The configuration that no neighbour is faster than, found by going to the fastest one.
+
+    Args:
+        start: what the table has.
+        tile: the most rows a program may have.
+        times: measures some configurations side by side, without those that do not run.
+    """
+    best, tried = start, {start}
+    for _ in range(ROUNDS):
+        new = [one for one in neighbours(best, tile) if one not in tried]
+        tried.update(new)
+        found = times([best, *new])
+        if best not in found:
+            # What the table has does not run here; anything that does is better.
+            if not found:
+                return start
+            best = min(found, key=found.__getitem__)
+            continue
+        fastest = min(found, key=found.__getitem__)
+        if found[fastest] > BETTER * found[best]:
+            return best
+        best = fastest
+    return best
+
+
+def tune(only: str | None, tell: Callable[[str], object], path: Path = configs.PATH) -> None:
+    """Times the configurations of this GPU and writes those that are faster than the table's.
+
+    Args:
+        only: pattern of kernels, None for all.
+        tell: gets lines for the terminal.
+        path: the table to write.
+
+    Raises:
+        ConfigError: without a GPU, or for a pattern that matches nothing.
+    """
+    chosen = kernels(only)
+    if not torch.cuda.is_available():
+        raise ConfigError("--tune needs a GPU that PyTorch can use, for it times kernels; `attnkit doctor` tells more")
+    device = torch.device("cuda", torch.cuda.current_device())
+    name = configs.device_class(device)
+    for kernel in chosen:
+        start = kernel.configured(name)
+        with _problem(kernel, device) as run:
+            best = climbed(start, kernel.tile, partial(_times, kernel, name, run, tell))
+        if best != start:
+            configs.put(name, kernel.spot, best)
+        # After each: an interruption loses nothing.
+        path.write_text(configs.written(), encoding="utf-8")
+        tell(f"{kernel.name:36} {'kept' if best == start else 'now'} {tuple(best)}")
+    tell(
+        f"wrote {path}; `make compile-kernels` holds it to registers and shared memory, and renews the page on kernels"
+    )
+
+
+Run = Callable[[], Sequence[Tensor]]
+
+
+@contextmanager
+def _problem(kernel: Kernel, device: torch.device) -> Iterator[Run]:
+    """Routed regions of which the kernel is the greater part: what computes them, and what is to be equal."""
+    side = SIDES[kernel.tile]
+    across = 64 // side * side
+    regions, width = across // side, kernel.head_dim
+    # About as much memory for every width, and enough work that launching takes none of the time.
+    batch = max(64 * 64 // width, 1) * 2 // kernel.dtype.itemsize
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (batch, across**2, 3, 8, width)
+    made = torch.randn(shape, generator=generator, device=device, dtype=kernel.dtype).permute(2, 0, 3, 1, 4)
+    leaves = [one.requires_grad_(kernel.direction != "forward") for one in made]
+    drawn = torch.rand(batch, regions**2, regions**2, generator=generator, device=device)
+    index = drawn.topk(max(256 // side**2, 4)).indices
+    layout = Blocks.from_regions(attnkit.Grid(across, across), regions, index, unique=True)
+    q, k, v = leaves
+    if kernel.direction == "forward":
+        yield lambda: [attnkit.attend(q, k, v, layout, backend="triton")]
+    else:
+        out = attnkit.attend(q, k, v, layout, backend="triton")
+        grad = torch.randn_like(out)
+        yield lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+def _times(
+    kernel: Kernel, device_class: str, run: Run, tell: Callable[[str], object], some: Sequence[Config]
+) -> dict[Config, float]:
+    """Seconds of every configuration that compiles, fits the GPU and computes what the first of them does."""
+    before = configs.own(device_class, kernel.spot)
+
+    def runner(config: Config) -> Run:
+        def configured() -> Sequence[Tensor]:
+            configs.put(device_class, kernel.spot, config)
+            return run()
+
+        return configured
+
+    runs: dict[Config, Run] = {}
+    expected: Sequence[Tensor] | None = None
+    try:
+        for config in some:
+            try:
+                found = runner(config)()
+                torch.cuda.synchronize()
+            except Exception as error:
+                # Triton has several classes of errors for what does not fit a GPU, and attnkit_models imports none.
+                tell(f"    {tuple(config)} does not run: {str(error).strip().splitlines()[0]}")
+                continue
+            expected = found if expected is None else expected
+            if all(alike(one, other) for one, other in zip(found, expected, strict=True)):
+                runs[config] = runner(config)
+            else:
+                tell(f"    {tuple(config)} is WRONG: it differs from {tuple(some[0])}")
+        device = torch.device("cuda", torch.cuda.current_device())
+        times = interleaved({str(tuple(one)): two for one, two in runs.items()}, SECONDS, device)
+    finally:
+        configs.put(device_class, kernel.spot, before)
+    return {config: min(times[str(tuple(config))].samples) for config in runs}
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results agree as far as their precision goes."""
+    error = (found.float() - expected.float()).abs().max()
+    return bool(error <= TOLERANCE[found.dtype] * expected.float().abs().max())

@@ -1,0 +1,112 @@
+"""Tuning: which configurations are tried, which one wins, and what is told where there is no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit.cli import main
+from attnkit.errors import ConfigError
+from attnkit.kernels.triton.configs import (
+    DEVICE_CLASSES,
+    DIRECTIONS,
+    HEAD_DIMS,
+    REGION_SIZES,
+    Config,
+    device_class,
+    own,
+    put,
+    tile_of,
+)
+from attnkit_models.bench.tuning import SIDES, alike, climbed, kernels, neighbours, tune
+
+
+def test_every_line_of_the_table_is_a_kernel():
+    found = kernels()
+    assert len({one.name for one in found}) == len(DIRECTIONS) * len(REGION_SIZES) * len(HEAD_DIMS) * 2
+    assert {tile: tile_of(side**2) for tile, side in SIDES.items()} == {tile: tile for tile in REGION_SIZES}
+    assert [one.name for one in kernels("forward/64/32/*")] == ["forward/64/32/bfloat16", "forward/64/32/float32"]
+    with pytest.raises(ConfigError, match="no kernel is named 'forwards'; names are like 'forward/16/16/bfloat16'"):
+        kernels("forwards")
+
+
+@pytest.mark.parametrize("device", DEVICE_CLASSES)
+def test_neighbours_differ_in_one_number(device):
+    for kernel in kernels():
+        start = kernel.configured(device)
+        found = neighbours(start, kernel.tile)
+        assert found and start not in found and len(set(found)) == len(found)
+        for one in found:
+            assert sum(a != b for a, b in zip(one, start, strict=True)) == 1
+            assert one.rows <= kernel.tile
+
+
+def test_it_climbs_to_the_fastest():
+    asked: list[Config] = []
+
+    def times(some):
+        asked.extend(some)
+        # The nearer to the goal in every number, the faster.
+        goal = (64, 128, 8, 3)
+        return {one: 1.0 + sum(abs(a - b) / b for a, b in zip(one, goal, strict=True)) for one in some}
+
+    assert climbed(Config(64, 32, 4, 2), 64, times) == Config(64, 128, 8, 3)
+    # Neighbours that lost once are not timed again.
+    assert asked.count(Config(32, 32, 4, 2)) == 1
+
+
+def test_chance_decides_nothing():
+    start = Config(64, 64, 4, 2)
+    assert climbed(start, 64, lambda some: {one: 1.0 if one == start else 0.98 for one in some}) == start
+
+
+def test_what_does_not_run_is_passed_over():
+    start = Config(64, 64, 4, 2)
+    assert climbed(start, 64, lambda some: {}) == start
+    slow = {Config(64, 64, 8, 2): 2.0, Config(64, 32, 4, 2): 1.0}
+    assert climbed(start, 64, lambda some: {one: slow[one] for one in some if one in slow}) == Config(64, 32, 4, 2)
+
+
+def test_results_that_differ_are_not_alike():
+    one = torch.linspace(-1.0, 1.0, 9)
+    assert alike(one, one + 1e-3)
+    assert not alike(one, one + 3e-3)
+    assert not alike(one, one * torch.nan)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--tune needs a GPU that PyTorch can use"):
+        tune(None, list, tmp_path / "configs.json")
+    assert list(tmp_path.iterdir()) == []
+    assert main(["bench", "--tune"]) == 2
+    told = capsys.readouterr().err
+    assert "--tune needs a GPU" in told and told.count("\n") == 1
+
+
+def test_its_kernels_are_listed(capsys):
+    assert main(["bench", "--tune", "--list", "--only", "key_gradient/16/*/bfloat16"]) == 0
+    assert capsys.readouterr().out.split() == [f"key_gradient/16/{width}/bfloat16" for width in HEAD_DIMS]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["sweeps"], "--tune measures no sweeps"), (["--only", "region"], "no kernel is named 'region'")],
+)
+def test_mistakes_are_one_sentence(capsys, words, says):
+    assert main(["bench", "--tune", *words]) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1
+
+
+@pytest.mark.cuda
+def test_a_line_is_tuned_and_the_table_written(tmp_path):
+    told: list[str] = []
+    kernel, name = kernels("forward/64/64/bfloat16")[0], device_class(torch.device("cuda"))
+    before = own(name, kernel.spot)
+    try:
+        tune(kernel.name, told.append, tmp_path / "configs.json")
+    finally:
+        put(name, kernel.spot, before)
+    assert any(line.startswith("forward/64/64/bfloat16") for line in told)
+    assert not any("WRONG" in line for line in told)
