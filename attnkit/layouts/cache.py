@@ -35,8 +35,15 @@ class _Kept(NamedTuple):
     def unchanged(self) -> bool:
         return [table._version for table in self.tables] == self.versions
 
+    @property
+    def captured(self) -> bool:
+        """Whether a CUDA graph is being captured that would read its tensors in each replay."""
+        return any(table.is_cuda for table in self.tables) and torch.cuda.is_current_stream_capturing()
+
 
 _kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+# Those that captured graphs read: nobody tells when a graph ends, and until then their memory must stay theirs.
+_held: dict[int, _Kept] = {}
 _lock = threading.Lock()
 
 
@@ -89,7 +96,11 @@ def _remembered(key: Hashable) -> object | None:
     except TypeError:
         # Symbolic sizes have no hash.
         return None
-    return kept.value if kept is not None and kept.unchanged and not _pretending() else None
+    if kept is None or not kept.unchanged or _pretending():
+        return None
+    if kept.captured:
+        _held[id(kept)] = kept
+    return kept.value
 
 
 def _made(make: Callable[[], Made]) -> Made:
@@ -104,9 +115,13 @@ def _remember(key: Hashable, value: object, tables: tuple[Tensor, ...]) -> bool:
     lasting = all(type(table) is Tensor and not is_functorch_wrapped_tensor(table) for table in tables)
     if not lasting or size > BYTES or _pretending():
         return False
+    kept = _Kept(value, tables, [table._version for table in tables], size)
+    if kept.captured:
+        # What is made in a graph has no numbers until that is replayed, and lies in its memory.
+        return False
     try:
         with _lock:
-            _kept[key] = _Kept(value, tables, [table._version for table in tables], size)
+            _kept[key] = kept
             _kept.move_to_end(key)
             while len(_kept) > CAPACITY or sum(one.size for one in _kept.values()) > BYTES:
                 _kept.popitem(last=False)

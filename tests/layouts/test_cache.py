@@ -245,3 +245,31 @@ def test_a_mask_too_large_is_not_kept(monkeypatch):
     monkeypatch.setattr(sdpa, "LARGEST", GRID.tokens**2)
     attend(q, k, v, Stencil(GRID, 3), backend="sdpa")
     assert [key for key in cache._kept if key[0] == "seen"]
+
+
+def test_what_a_captured_graph_reads_stays(monkeypatch):
+    """Replays read the memory of a table that was forgotten meanwhile."""
+    monkeypatch.setattr(cache, "_held", {})
+    monkeypatch.setattr(cache, "CAPACITY", 1)
+    first = cache.cached("first", lambda: (torch.zeros(1),))
+    cache.cached("second", lambda: (torch.ones(1),))
+    assert not cache._held
+    second = cache.cached("second", lambda: first)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._Kept, "captured", True)
+        assert cache.cached("second", lambda: first) is second
+        assert cache.cached("second", lambda: first) is second
+    cache.cached("third", lambda: first)
+    assert "second" not in cache._kept
+    assert [kept.tables for kept in cache._held.values()] == [second]
+
+
+def test_what_a_captured_graph_makes_is_made_again(monkeypatch):
+    """It has no numbers until the graph is replayed, and lies in the graph's memory."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._Kept, "captured", True)
+        made = [cache.cached("one", lambda: (torch.zeros(1),)) for _ in range(2)]
+        layouts = [cache.cached_layout("two", lambda: DenseLayout(4)) for _ in range(2)]
+    assert made[0] is not made[1]
+    assert layouts[0] is not layouts[1] and layouts[0].made_of is None
+    assert not cache._kept

@@ -1,0 +1,193 @@
+"""Primitives over blocks plan on the device: nothing waits for a GPU, nothing is copied to it or from it.
+
+Tensors that pretend to lie on a GPU show that without one: whoever looks at a value of theirs raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import attnkit
+from attnkit import Grid, HeadMix
+
+GROUPS = {
+    "regions": {"kind": "topk_region", "regions": 4, "topk": 2},
+    "regions of each head": {"kind": "topk_region", "regions": 4, "topk": 2, "routing": "per_head"},
+    "regions that do not divide the map": {"kind": "topk_region", "regions": 3, "topk": 2},
+    "pooled regions": {"kind": "topk_region", "regions": 3, "topk": 2, "pool": "max", "pool_size": 2},
+    "soft regions": {"kind": "soft_topk_region", "regions": 4, "topk": 2},
+    "padded regions": {"kind": "padded_topk_region", "regions": 3, "topk": 2},
+    "windows": {"kind": "window", "window": 4},
+    "windows that do not divide the map": {"kind": "window", "window": 7},
+    "shifted windows with a bias": {"kind": "window", "window": 4, "partition": "shifted", "relative_bias": True},
+    "grid": {"kind": "window", "window": 4, "partition": "grid"},
+    "random windows": {"kind": "random_window", "window": 49},
+    "stripes": {"kind": "cross_shaped", "stripe": 2},
+}
+SIDE, DIM = 16, 32
+
+
+class Elsewhere(TorchDispatchMode):
+    """Collects the operators that meet a tensor of the CPU: a copy waits, and cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.called = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.called += 1
+        met = {one.device.type for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)}
+        if met - {"cuda"}:
+            self.found.append(f"{func} on {sorted(met)}")
+        return out
+
+
+def mix_of(name: str) -> HeadMix:
+    return attnkit.build({"kind": "mix", "dim": DIM, "groups": [{**GROUPS[name], "heads": 2}]})
+
+
+def planned(mix: HeadMix, prefix: int, masked: bool, *, training: bool) -> Elsewhere:
+    """Runs a mix on tensors that pretend to lie on a GPU, and tells what else was met."""
+    grid = Grid(SIDE, SIDE, prefix=prefix)
+    mix.train(training)
+    with FakeTensorMode() as pretence, torch.device("cuda"):
+        state = {
+            name: torch.empty(one.shape, dtype=one.dtype, requires_grad=one.requires_grad)
+            for name, one in (*mix.named_parameters(), *mix.named_buffers())
+        }
+        x = torch.empty(2, grid.tokens, DIM)
+        more = {"token_mask": torch.empty(2, grid.tokens, dtype=torch.bool)} if masked else {}
+        with Elsewhere() as watched:
+            out = functional_call(mix, state, (x, grid), more)
+        assert out.shape == x.shape and out.device.type == "cuda"
+        assert pretence is not None
+    return watched
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_layer_neither_looks_at_values_nor_leaves_the_device(name, prefix, masked, training):
+    watched = planned(mix_of(name), prefix, masked, training=training)
+    assert watched.called > 50
+    assert watched.found == []
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("name", GROUPS)
+def test_nor_does_its_backward_pass(name, prefix):
+    """PyTorch's engine wants a real GPU; the meta device has no values either."""
+    grid = Grid(SIDE, SIDE, prefix=prefix)
+    mix = mix_of(name).to("meta").train()
+    x = torch.empty(2, grid.tokens, DIM, device="meta", requires_grad=True)
+    mix(x, grid).sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "looking",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: bool((x > 0).all()),
+    ],
+)
+def test_looking_would_be_seen(looking: Callable[[Tensor], object]):
+    with FakeTensorMode(), torch.device("cuda"):
+        x = torch.empty(4)
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            looking(x)
+
+
+@pytest.mark.parametrize("moving", [lambda x: x.cpu(), lambda x: x + torch.ones(4, device="cpu").to(x.device)])
+def test_moving_would_be_seen(moving: Callable[[Tensor], object]):
+    with FakeTensorMode(), torch.device("cuda"):
+        x = torch.empty(4)
+        with Elsewhere() as watched:
+            moving(x)
+    assert any("_to_copy" in one for one in watched.found)
+
+
+def captured(run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A computation as a CUDA graph, after the runs on another stream that make tables and compile kernels."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    return graph, out
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_layer_is_captured_and_replayed(name, prefix):
+    grid = Grid(SIDE, SIDE, prefix=prefix)
+    mix = mix_of(name).cuda().eval()
+    x, other = (torch.randn(2, grid.tokens, DIM, device="cuda") for _ in range(2))
+    with torch.no_grad():
+        graph, out = captured(lambda: mix(x, grid))
+        for new in (other, other.flip(1)):
+            x.copy_(new)
+            graph.replay()
+            torch.testing.assert_close(out, mix(new, grid))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_training_step_is_captured_and_replayed(name):
+    grid = Grid(SIDE, SIDE)
+    # Random windows draw anew in every pass, also in a replayed one; evaluation's windows can be compared.
+    mix = mix_of(name).cuda().eval()
+    x, other = (torch.randn(2, grid.tokens, DIM, device="cuda") for _ in range(2))
+    x.requires_grad_()
+
+    def step() -> Tensor:
+        return torch.autograd.grad(mix(x, grid).square().sum(), x)[0]
+
+    graph, found = captured(step)
+    with torch.no_grad():
+        x.copy_(other)
+    graph.replay()
+    torch.testing.assert_close(found, step())
+
+
+@pytest.mark.cuda
+def test_replayed_training_draws_new_windows():
+    mix = mix_of("random windows").cuda().train()
+    x = torch.randn(2, SIDE**2, DIM, device="cuda")
+    with torch.no_grad():
+        graph, out = captured(lambda: mix(x, Grid(SIDE, SIDE)))
+        graph.replay()
+        first = out.clone()
+        graph.replay()
+    assert not torch.equal(out, first)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_layer_compiles_whole(name):
+    grid = Grid(SIDE, SIDE)
+    mix = mix_of(name).cuda().eval()
+    x = torch.randn(2, grid.tokens, DIM, device="cuda", requires_grad=True)
+    out = torch.compile(mix, fullgraph=True)(x, grid)
+    torch.testing.assert_close(out, mix(x, grid), atol=1e-4, rtol=1e-4)
+    out.sum().backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())
