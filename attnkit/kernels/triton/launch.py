@@ -36,16 +36,22 @@ class Launch:
     warps: int
     stages: int
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the kernel is called with, by name."""
+        # Multiplications and additions in one, as every Triton does unless told otherwise, some of them with a warning.
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return {**self.arguments, **self.constants, **options}
+
     def run(self) -> None:
         """Starts the kernel on the current stream of the device on which its tensors lie."""
         if 0 in self.grid:
             return
         start = self.kernel[self.grid]
-        given = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
         device = next(one.device for one in self.arguments.values() if isinstance(one, Tensor))
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             # Triton starts kernels on the current device, wherever their tensors lie.
             with torch.cuda.device(device):
-                start(**given)
+                start(**self.given)
         else:
-            start(**given)
+            start(**self.given)
