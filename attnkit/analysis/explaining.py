@@ -24,7 +24,7 @@ from attnkit.analysis.tracing import (
 )
 from attnkit.analysis.turning import BesideDense, beside_dense
 from attnkit.errors import ConfigError, shown
-from attnkit.kernels.costs import measured_on, written
+from attnkit.kernels.costs import measured, measured_on, written
 from attnkit.kernels.dispatch import backend_named
 
 HEADERS = ("layer", "primitive", "heads", "queries", "keys", "density", "layout", "backend", "ms")
@@ -43,7 +43,8 @@ class Explained:
         density: share of the query-key pairs that are visible, 0..1.
         layout: kind of the layout.
         backend: name of the backend that computes the call.
-        milliseconds: what it is predicted to take for one image, without what comes before and after attention.
+        milliseconds: what it is predicted to take for one image, without what comes before and after attention; None
+            off the CPU, where no times were measured.
         reasons: for every other backend, why it does not.
     """
 
@@ -55,7 +56,7 @@ class Explained:
     density: float
     layout: str
     backend: str
-    milliseconds: float
+    milliseconds: float | None
     reasons: Mapping[str, tuple[str, ...]]
 
     @property
@@ -69,7 +70,7 @@ class Explained:
             percent(self.density),
             self.layout,
             self.backend,
-            written(self.milliseconds),
+            "" if self.milliseconds is None else written(self.milliseconds),
         )
 
 
@@ -81,7 +82,7 @@ class Explanation:
         title: what was run.
         rows: one entry per attention call, in the order of the run.
         others: path and primitive of the head groups that call no attention, such as convolutions.
-        beside: every head group that is not dense beside dense heads, in the order of the run.
+        beside: every head group that is not dense beside dense heads, in the order of the run; nothing off the CPU.
     """
 
     title: str
@@ -189,7 +190,7 @@ def _rows(visit: Visit) -> list[Explained]:
                 density=call.layout.density(),
                 layout=call.layout.kind,
                 backend=choice.backend,
-                milliseconds=backend_named(choice.backend).cost(call),
+                milliseconds=backend_named(choice.backend).cost(call) if measured(call.q.device) else None,
                 reasons=dict(choice.reasons),
             )
         )

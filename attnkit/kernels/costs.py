@@ -16,8 +16,10 @@ import torch
 from attnkit.kernels.call import AttendCall
 from attnkit.layouts import Blocks
 
-# Where nothing was measured, a float16 or float64 call is judged as a float32 one, and any device as the CPU.
+# Where nothing was measured, a float16 or float64 call is judged as a float32 one.
 MEASURED_DTYPES = ("float32", "bfloat16")
+# Tensors on "meta" have no device; what is predicted of them is what it takes on a CPU.
+MEASURED_DEVICES = ("cpu", "meta")
 
 # Read at import: the first call may already be one that is being compiled, where nothing can be read.
 _FILE: dict[str, Any] = json.loads(Path(__file__).with_name("costs.json").read_text(encoding="utf-8"))
@@ -40,6 +42,11 @@ class Work(NamedTuple):
 def milliseconds(call: AttendCall, work: Work) -> float:
     """Predicted time of some work for one image, in a call's precision and with a backward pass where it needs one."""
     return predicted(work, mode_of(call.q.dtype, grad=call.needs_grad))
+
+
+def measured(device: torch.device) -> bool:
+    """Whether predictions say anything about a device."""
+    return device.type in MEASURED_DEVICES
 
 
 def predicted(work: Work, mode: str) -> float:

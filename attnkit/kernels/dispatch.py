@@ -16,8 +16,8 @@ from torch import Tensor
 from attnkit.errors import BackendError, did_you_mean, shown
 from attnkit.kernels.backend import Backend
 from attnkit.kernels.call import AttendCall, AttendResult, PairValues, signature_of
-from attnkit.kernels.costs import written
-from attnkit.layouts import Layout
+from attnkit.kernels.costs import measured, written
+from attnkit.layouts import Dense, Layout
 from attnkit.registry import BACKENDS, load
 
 
@@ -41,6 +41,11 @@ class Choice:
 _preferences: list[str | None] = [os.environ.get("ATTNKIT_BACKEND") or None]
 _backends: dict[str, Backend] = {}
 _recorders: list[list[Choice]] = []
+
+# Off the CPU no times were measured: the first of these that can run a call does. `chunked` is not among them, since
+# loops over pieces that fit a CPU's cache keep a GPU waiting, nor are backends of others; `use_backend` takes them.
+DENSE_ORDER = ("sdpa", "triton", "reference")
+SPARSE_ORDER = ("triton", "gather", "sdpa", "reference")
 
 CAPACITY = 1024
 # What a call looks like and which backends were asked for.
@@ -193,15 +198,27 @@ def choose(call: AttendCall, backend: str | None = None) -> str:
     refusals = []
     for name in _names("auto" if asked is None else asked):
         if name == "auto":
-            ready = [name for name, target in BACKENDS.items() if target and not backend_named(name).on_demand]
-            able = [name for name in ready if not why_not(name, call)]
-            costs = [backend_named(name).cost(call) for name in able]
-            return able[costs.index(min(costs))]
+            return _automatic(call)
         reasons = why_not(name, call)
         if not reasons:
             return name
         refusals.append(f"backend {name!r} cannot run this call: {'; '.join(reasons)}")
     raise BackendError(f"{' | '.join(refusals)} ({describe(call)})")
+
+
+def _automatic(call: AttendCall) -> str:
+    """The backend predicted to be the fastest; off the CPU, where nothing was measured, the first in order."""
+    if not measured(call.q.device):
+        return next(name for name in order(call) if BACKENDS.get(name) and not why_not(name, call))
+    ready = [name for name, target in BACKENDS.items() if target and not backend_named(name).on_demand]
+    able = [name for name in ready if not why_not(name, call)]
+    costs = [backend_named(name).cost(call) for name in able]
+    return able[costs.index(min(costs))]
+
+
+def order(call: AttendCall) -> tuple[str, ...]:
+    """Names of the backends that the automatic choice tries for a call off the CPU, in this order."""
+    return DENSE_ORDER if isinstance(call.layout, Dense) else SPARSE_ORDER
 
 
 def why_not(name: str, call: AttendCall) -> tuple[str, ...]:
@@ -225,19 +242,34 @@ def why_not_others(call: AttendCall, chosen: str, backend: str | None = None) ->
     """For every backend but the chosen one, the reasons why it does not run a call."""
     found = {}
     asked = backend if backend is not None else _preferences[-1]
-    price = backend_named(chosen).cost(call)
     for name in BACKENDS:
         if name == chosen:
             continue
         reasons = why_not(name, call)
         if not reasons:
-            cost = backend_named(name).cost(call)
-            ratio = cost / price if price else 1.0
             instead = "" if asked in (None, "auto") else f", but {asked!r} was asked for"
-            on_demand = f"; it runs on demand only, because {why}" if (why := backend_named(name).on_demand) else ""
-            reasons = (f"it could run, in about {written(cost)} ms, {ratio:.1f} times as long{instead or on_demand}",)
+            reasons = (_compared(call, name, chosen) + (instead or _on_demand(call, name)),)
         found[name] = reasons
     return found
+
+
+def _compared(call: AttendCall, name: str, chosen: str) -> str:
+    """A backend that could run a call beside the one that does."""
+    if not measured(call.q.device):
+        return "it could run"
+    cost, price = (backend_named(one).cost(call) for one in (name, chosen))
+    return f"it could run, in about {written(cost)} ms, {cost / price if price else 1.0:.1f} times as long"
+
+
+def _on_demand(call: AttendCall, name: str) -> str:
+    """Why the automatic choice passes over a backend that could run a call; empty where it weighed it."""
+    why = backend_named(name).on_demand
+    if not measured(call.q.device):
+        names = order(call)
+        if name in names:
+            return f"; on {call.q.device.type} the first of {', '.join(names)} that can does"
+        why = why or f"it is none of {', '.join(names)}, which are tried in this order on {call.q.device.type}"
+    return f"; it runs on demand only, because {why}" if why else ""
 
 
 def describe(call: AttendCall) -> str:

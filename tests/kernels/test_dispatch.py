@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnkit
 from attnkit import Grid, attend, use_backend
 from attnkit.errors import BackendError
 from attnkit.kernels import AttendCall, Backend, dispatch, recording
 from attnkit.layouts import Blocks, Dense, Stencil, TokenMask
-from attnkit.registry import BACKENDS
+from attnkit.registry import BACKENDS, load
 from attnkit.testing import random_qkv
 
 GRID = Grid(8, 8)
@@ -43,6 +44,59 @@ def test_without_a_wish_the_cheapest_that_can():
         able = [name for name, target in BACKENDS.items() if target and not dispatch.backend_named(name).why_not(call)]
         costs = {name: dispatch.backend_named(name).cost(call) for name in able}
         assert dispatch.choose(call) == min(able, key=costs.__getitem__)
+
+
+@pytest.fixture
+def on_cuda():
+    """Calls of tensors that say they lie on a GPU, and hold nothing."""
+    with FakeTensorMode():
+        yield lambda layout, **extra: AttendCall(
+            *(torch.empty(1, 2, layout.num_queries, 8, device="cuda") for _ in range(3)), layout, 1.0, **extra
+        )
+
+
+def test_off_the_cpu_no_cost_decides(on_cuda, monkeypatch):
+    def no_cost(self, call):
+        raise AssertionError("nothing was measured there")
+
+    for target in filter(None, BACKENDS.values()):
+        monkeypatch.setattr(load(target), "cost", no_cost)
+    chosen = {
+        "dense": on_cuda(Dense(64)),
+        "windows": on_cuda(Blocks.windows(LARGE, 8)),
+        "stencil": on_cuda(Stencil(GRID, 3)),
+        "mask": on_cuda(TokenMask(torch.ones(64, 64, dtype=torch.bool, device="cuda"))),
+        "lse": on_cuda(Dense(64), return_lse=True),
+    }
+    named = {name: dispatch.choose(call) for name, call in chosen.items()}
+    assert named == {"dense": "sdpa", "windows": "gather", "stencil": "gather", "mask": "sdpa", "lse": "reference"}
+    said = dispatch.why_not_others(chosen["stencil"], "gather")
+    assert said["sdpa"] == ("it could run; on cuda the first of triton, gather, sdpa, reference that can does",)
+    assert "runs on demand only" in said["chunked"][0] and not any("ms" in one for one in said["chunked"])
+    with use_backend("chunked,auto"):
+        assert dispatch.choose(chosen["stencil"]) == "chunked" and dispatch.choose(chosen["dense"]) == "sdpa"
+
+
+def test_off_the_cpu_triton_is_the_first_for_sparse_layouts_and_others_backends_are_asked_for(on_cuda, monkeypatch):
+    class Willing(Backend):
+        name = "willing"
+
+        def why_not(self, call):
+            return ()
+
+        def cost(self, call):
+            return 0.0
+
+        def run(self, call):
+            raise NotImplementedError
+
+    for name in ("triton", "mine"):
+        monkeypatch.setitem(BACKENDS, name, "here")
+        monkeypatch.setitem(dispatch._backends, name, Willing())
+    sparse, dense = on_cuda(Blocks.windows(GRID, 4)), on_cuda(Dense(64))
+    assert dispatch.choose(sparse) == "triton" and dispatch.choose(dense) == "sdpa"
+    assert dispatch.choose(sparse, "mine") == "mine"
+    assert dispatch.choose(AttendCall(*random_qkv((64, 64)), Dense(64), 1.0)) in ("triton", "mine")
 
 
 def test_the_argument_wins_over_the_context_manager_and_that_over_the_environment(monkeypatch):
