@@ -42,6 +42,8 @@ class PrimitiveCase:
         training: whether it is in training mode, in draw number `seed % 7`.
         dtype: name of the dtype of weights and inputs.
         memory: how q, k and v lie in memory.
+        backend: what `use_backend` asks for, or None for the automatic choice: on small maps that rarely takes kernels
+            made for large ones, which `"chunked,auto"` does wherever they can run.
     """
 
     options: PrimitiveOptions
@@ -54,6 +56,7 @@ class PrimitiveCase:
     training: bool = False
     dtype: str = "float64"
     memory: str = "contiguous"
+    backend: str | None = None
 
     def __repr__(self) -> str:
         return as_code(self)

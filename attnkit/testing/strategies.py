@@ -28,6 +28,10 @@ except ImportError as error:
     ) from error
 
 
+# What cases of primitives ask for.
+BACKENDS_ASKED = (None, "chunked,auto")
+
+
 @dataclass(frozen=True, eq=False)
 class LayoutCase:
     """A random layout and all that it was made from.
@@ -109,6 +113,7 @@ def primitive_cases(draw: st.DrawFn, options: PrimitiveOptions | str) -> Primiti
         training=draw(st.booleans()),
         dtype=draw(dtypes()),
         memory=draw(st.sampled_from(MEMORY)),
+        backend=draw(st.sampled_from(BACKENDS_ASKED)),
     )
 
 

@@ -32,7 +32,7 @@ from attnkit.testing import (
     check_case,
     check_primitive,
 )
-from attnkit.testing.strategies import plans
+from attnkit.testing.strategies import BACKENDS_ASKED, plans
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,18 @@ def test_a_right_primitive_passes_and_prints_what_was_tried():
         "  1  equals_dense            5 cases",
         "  3  no_leak                 5 cases",
     ]
+
+
+def test_cases_of_primitives_also_ask_for_kernels_made_for_large_maps():
+    """On small maps the automatic choice rarely takes them."""
+    options, ran = attnkit.LearnedQuery(heads=2, kernel=3), {}
+    for backend in BACKENDS_ASKED:
+        with dispatch.recording() as choices:
+            case = PrimitiveCase(options, Grid(4, 5), head_dim=8, dtype="float32", backend=backend)
+            assert check_case("equals_dense", case) is None
+        ran[backend] = {choice.backend for choice in choices}
+    assert "chunked" not in ran[None] and ran["chunked,auto"] == {"chunked"}
+    assert "backend='chunked,auto'" in repr(case)
 
 
 def test_what_a_law_says_nothing_about_is_not_counted_as_tried():

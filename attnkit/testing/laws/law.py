@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attnkit.errors import AttnkitError
+from attnkit.kernels.dispatch import use_backend
 from attnkit.testing.cases import AttentionCase, PrimitiveCase
 
 
@@ -42,7 +44,8 @@ class Law:
         try:
             if isinstance(case, PrimitiveCase):
                 assert self.primitive is not None
-                self.primitive(case)
+                with nullcontext() if case.backend is None else use_backend(case.backend):
+                    self.primitive(case)
             else:
                 assert self.attention is not None
                 self.attention(case)
