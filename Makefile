@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sparsify test laws mutants recipes fuzz bench lint types contracts docs check format clean
+.PHONY: help demo sparsify test laws mutants recipes fuzz bench results lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
 	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
 	@echo "make bench      attnkit beside dense attention and the papers' own code, in about five minutes (runs/bench)"
+	@echo 'make results    measure everything that docs/benchmarks.md shows, and renew that page (commit both)'
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -66,6 +67,10 @@ fuzz: $(READY)
 
 bench: $(READY)
 	@$(BIN)/attnkit bench --out runs/bench $(ARGS)
+
+results: $(READY)
+	@$(BIN)/attnkit bench all $(ARGS)
+	@$(BIN)/python docs/generate/benchmarks.py
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

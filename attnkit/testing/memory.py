@@ -49,7 +49,7 @@ def peak_memory(run: Callable[[], object], device: torch.device | str = "cpu") -
 class TensorMemory(TorchDispatchMode):
     """Context manager that counts the bytes of the tensors that operators return inside it.
 
-    What an operator uses inside itself is not seen.
+    What an operator uses inside itself is not seen. Tensors without content count too.
 
     Attributes:
         largest: bytes of the largest tensor.
@@ -69,7 +69,7 @@ class TensorMemory(TorchDispatchMode):
         for tensor in tree_leaves(found):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self._alive.append((weakref.ref(tensor), storage.data_ptr(), storage.nbytes()))
+                self._alive.append((weakref.ref(tensor), storage._cdata, storage.nbytes()))
                 self.largest = max(self.largest, storage.nbytes())
         self._alive = [one for one in self._alive if one[0]() is not None]
         # Views share a storage, which counts once.

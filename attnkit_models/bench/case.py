@@ -42,6 +42,7 @@ class Case:
         targets: ratios to reach.
         seconds: time to spend on measuring, over all contenders.
         title: the row in words.
+        bound: what holds attnkit back there, in words; shown where a target is missed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     targets: tuple[Target, ...] = ()
     seconds: float = 10.0
     title: str = ""
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,26 @@ class Contender:
         forward: computes the output from `leaves`.
         leaves: what gradients are asked for.
         check: compares with float64 and returns relative errors by name; None where nothing can be compared.
+        wide: whether `check` computes in float64 itself, so that errors are those of float64.
         same: whether it computes the case's own function; dense attention does not.
         trains: whether it has a backward pass.
         why_not: why it does not run here; empty where it does.
         times: the measured part of the work, as a divisor: 16 where one sixteenth of the queries is computed.
         step: a training step; the gradients of all leaves where not given.
+        prepare: makes what a first training step would make and later ones keep.
         variants: other ways to call `forward`, of which the fastest counts.
     """
 
-    forward: Callable[[], Tensor]
+    forward: Callable[[], Any]
     leaves: Sequence[Tensor] = ()
     check: Check | None = None
+    wide: bool = False
     same: bool = True
     trains: bool = True
     why_not: str = ""
     times: int = 1
     step: Callable[[], object] | None = None
+    prepare: Callable[[], object] | None = None
     variants: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 

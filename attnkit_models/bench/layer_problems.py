@@ -11,6 +11,7 @@ from torch import Tensor
 import attnkit
 from attnkit.kernels import AttendCall, AttendResult, Backend
 from attnkit.kernels.dispatch import recording
+from attnkit.mixes import GroupLike
 from attnkit_models.bench.case import DENSE, OURS, Check, Contender, Problem, Setting
 from attnkit_models.bench.formulations.haloed import BLOCK, halonet_learned
 from attnkit_models.bench.formulations.learned import LearnedWeights, exact_learned
@@ -36,11 +37,11 @@ def layer_input(batch: int, side: int, channels: int, setting: Setting) -> Tenso
     return made.to(setting.device, setting.dtype).requires_grad_()
 
 
-def layer(channels: int, options: attnkit.primitives.PrimitiveOptions, setting: Setting) -> attnkit.HeadMix:
-    """A mix of one group whose weights are a function of the seed and far from where training begins."""
+def layer(channels: int, groups: Sequence[GroupLike], setting: Setting) -> attnkit.HeadMix:
+    """A mix whose weights are a function of the seed and far from where training begins."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.seed)
-        mix = attnkit.HeadMix(channels, [options])
+        mix = attnkit.HeadMix(channels, groups)
         with torch.no_grad():
             for name, one in mix.named_parameters():
                 if name.endswith(("bias", "gain")):
@@ -53,7 +54,7 @@ def learned_query(
 ) -> Problem:
     """QnA's layer: learned queries over the window around every token, with both projections."""
     sizes, grid = (side, side), attnkit.Grid(side, side)
-    mix = layer(channels, attnkit.LearnedQuery(heads, kernel, queries=queries), setting)
+    mix = layer(channels, [attnkit.LearnedQuery(heads, kernel, queries=queries)], setting)
     named = dict(mix.named_parameters())
     names = ("query", "key", "relative_bias", "gain")
     parts = (
@@ -96,7 +97,7 @@ def predicted_keys(
 ) -> Problem:
     """Sparsifiner's layer, choosing the keys included: every query sees the share `keep` of all keys."""
     grid = attnkit.Grid(side, side)
-    mix = layer(channels, attnkit.MaskPredictor(heads, (side, side), keep=keep), setting)
+    mix = layer(channels, [attnkit.MaskPredictor(heads, (side, side), keep=keep)], setting)
     weights = dict(mix.named_parameters())
     x = layer_input(batch, side, channels, setting)
     names = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")

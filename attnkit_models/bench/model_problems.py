@@ -87,6 +87,13 @@ class Trainer:
         self.model.eval()
         return self.logits()
 
+    def prepare(self) -> None:
+        """Makes the optimizer's state, as a first step does."""
+        for one in self.model.parameters():
+            one.grad = torch.zeros_like(one)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def step(self) -> None:
         """A training step: forward, loss, backward, optimizer."""
         self.model.train()
@@ -96,7 +103,8 @@ class Trainer:
 
     def contender(self, check: Callable[[], Mapping[str, float]] | None, *, same: bool) -> Contender:
         """The model as a contender."""
-        return Contender(self.forward, (), None if check is None else lambda _: check(), same=same, step=self.step)
+        held = None if check is None else lambda _: check()
+        return Contender(self.forward, (), held, wide=True, same=same, step=self.step, prepare=self.prepare)
 
 
 def half(setting: Setting) -> torch.dtype | None:

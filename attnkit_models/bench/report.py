@@ -93,17 +93,6 @@ def reached(record: Record, found: float | None, target: Target) -> str:
     return "**wrong**" if ours.get("errors") and not ours.get("passed") else "not measured"
 
 
-def missed(results: Record) -> list[str]:
-    """Names of the cases that miss a target, or whose numbers are wrong."""
-    cases = by_name(results)
-    verdicts = {
-        case.name: {reached(cases[case.name], ratio(cases, case.name, one), one) for one in case.targets}
-        for case in KINDS["headline"]
-        if case.name in cases
-    }
-    return [name for name, found in verdicts.items() if found & {"**missed**", "**wrong**"}]
-
-
 def case_table(record: Record) -> str:
     """All contenders of a case."""
     if "error" in record:
@@ -242,6 +231,10 @@ def lines(case: Case, record: Record) -> Iterator[str]:
         else:
             forward, training, peak, both = cells(record, name)
             yield f"    {name:28} {forward:>10} forward {training:>10} with backward {peak:>9} {both:>9}"
+    for what, one in record.get("profile", {}).items():
+        largest = sorted(one["shares"].items(), key=lambda item: -item[1])[:4]
+        spent = ", ".join(f"{part} {100 * share:.0f} %" for part, share in largest if share >= 0.005)
+        yield f"    attnkit's time, {WHAT[what]}: {spent}"
 
 
 def told(errors: dict[str, Any]) -> str:

@@ -17,12 +17,14 @@ from attnkit.testing import peak_memory
 from attnkit_models.bench.case import OURS, Case, Contender, Problem, Setting
 from attnkit_models.bench.gate import passes
 from attnkit_models.bench.machine import now
+from attnkit_models.bench.profiled import profiled
 from attnkit_models.bench.timing import interleaved
 
 PROBLEMS = {
     "regions": "attnkit_models.bench.problems:regions",
     "windows": "attnkit_models.bench.problems:windows",
     "stencil": "attnkit_models.bench.problems:stencil",
+    "mix": "attnkit_models.bench.mix_problems:mix",
     "learned_query": "attnkit_models.bench.layer_problems:learned_query",
     "predicted_keys": "attnkit_models.bench.layer_problems:predicted_keys",
     "recipe_step": "attnkit_models.bench.model_problems:recipe_step",
@@ -31,6 +33,8 @@ PROBLEMS = {
 
 # Seconds after which warming up no longer matters.
 SLOW = 0.5
+# Names of passes, and whether they need gradients.
+PASSES = (("forward", False), ("training", True))
 
 Record = dict[str, Any]
 
@@ -58,11 +62,16 @@ def run_case(case: Case, setting: Setting, share: float = 1.0) -> Record:
     record |= {"density": problem.density, "facts": problem.facts}
     found = {name: _checked(one, setting) for name, one in problem.contenders.items()}
     sound = {name: one for name, one in problem.contenders.items() if found[name].get("passed")}
+    took: dict[str, dict[str, float]] = {}
     for name, one in sound.items():
-        found[name] |= _memory(one, setting, backends=name == OURS)
-    for what, grad in (("forward", False), ("training", True)):
-        _time(sound, found, what, share * case.seconds / 2, setting, grad=grad)
+        peaks, took[name] = _memory(one, setting, backends=name == OURS)
+        found[name] |= peaks
+    for what, grad in PASSES:
+        known = {name: one[what] for name, one in took.items() if what in one}
+        _time(sound, found, what, share * case.seconds / 2, setting, known, grad=grad)
     record["contenders"] = found
+    if case.targets and OURS in sound:
+        record["profile"] = _profile(sound[OURS], found[OURS], setting)
     record["seconds"] = round(time.perf_counter() - began, 1)
     del problem, sound
     gc.collect()
@@ -94,7 +103,7 @@ def _checked(one: Contender, setting: Setting) -> Record:
         errors = dict(one.check(one))
     except (RuntimeError, MemoryError) as error:
         return {"why_not": _short(error)}
-    dtype = torch.float64 if one.step is not None else setting.dtype
+    dtype = torch.float64 if one.wide else setting.dtype
     rounded = {name: float(f"{error:.2e}") for name, error in errors.items()}
     return {"passed": passes(errors, dtype), "errors": _plain(rounded)}
 
@@ -105,29 +114,59 @@ def _grad(enabled: bool) -> Iterator[None]:
         yield
 
 
-def _memory(one: Contender, setting: Setting, *, backends: bool) -> Record:
-    """Peaks in bytes, and the backends attnkit chose."""
+def _memory(one: Contender, setting: Setting, *, backends: bool) -> tuple[Record, dict[str, float]]:
+    """Peaks in bytes and the backends attnkit chose; and the seconds that each pass took meanwhile."""
     found: Record = {}
+    took: dict[str, float] = {}
+
+    def count(what: str, call: Callable[[], object]) -> None:
+        def timed() -> object:
+            began = time.perf_counter()
+            out = call()
+            if setting.device.type == "cuda":
+                torch.cuda.synchronize(setting.device)
+            took[what] = time.perf_counter() - began
+            return out
+
+        found[f"memory {what}"] = _attempt(lambda: peak_memory(timed, setting.device))
+
     with _grad(False):
-        found["memory forward"] = _attempt(lambda: peak_memory(one.forward, setting.device))
+        count("forward", one.forward)
         if backends:
             with recording() as choices:
                 one.forward()
             found["backends"] = sorted({choice.backend for choice in choices})
     if one.trains:
-        step = training_step(one)
-        if one.step is not None:
-            # An optimizer makes its state in the first step.
-            _attempt(step)
-        found["memory training"] = _attempt(lambda: peak_memory(step, setting.device))
+        if one.prepare is not None:
+            _attempt(one.prepare)
+        count("training", training_step(one))
     if one.times > 1:
         # On a share of the queries memory says nothing about all of them.
         found = {"times": one.times}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}, took
+
+
+def _profile(one: Contender, record: Record, setting: Setting) -> Record:
+    """Where the time of attnkit's passes goes."""
+    found: Record = {}
+    for what, grad in PASSES:
+        if what in record:
+            call = training_step(one) if grad else one.forward
+            rounds = 1 if record[what]["min"] > 1e3 * SLOW else 3
+            with _grad(grad):
+                found[what] = _attempt(lambda call=call, rounds=rounds: profiled(call, setting.device, rounds))
+    return {what: shares for what, shares in found.items() if shares is not None}
 
 
 def _time(
-    sound: dict[str, Contender], found: dict[str, Record], what: str, seconds: float, setting: Setting, *, grad: bool
+    sound: dict[str, Contender],
+    found: dict[str, Record],
+    what: str,
+    seconds: float,
+    setting: Setting,
+    known: dict[str, float],
+    *,
+    grad: bool,
 ) -> None:
     """Times all contenders in turns and writes what was found into their records."""
     runs: dict[str, Callable[[], object]] = {}
@@ -136,24 +175,29 @@ def _time(
             continue
         if grad and f"memory {what}" not in found[name] and one.times == 1:
             continue
-        call, variant = _fastest(one, setting, grad=grad)
+        call, variant, took = _fastest(one, setting, known.get(name, 0.0), grad=grad)
         if call is not None:
-            runs[name] = call
+            runs[name], known[name] = call, took
             if variant:
                 found[name].setdefault("variant", {})[what] = variant
     with _grad(grad):
-        times = interleaved(runs, seconds, setting.device)
+        times = interleaved(runs, seconds, setting.device, known=known)
     for name, one in times.items():
         found[name][what] = one.record(sound[name].times)
 
 
-def _fastest(one: Contender, setting: Setting, *, grad: bool) -> tuple[Callable[[], object] | None, str]:
-    """The call to time: of several variants, the one that was the fastest once it was warm."""
+def _fastest(
+    one: Contender, setting: Setting, known: float, *, grad: bool
+) -> tuple[Callable[[], object] | None, str, float]:
+    """The call to time, and what it took: of several variants, the one that was the fastest once it was warm."""
     if not one.variants:
-        return (training_step(one) if grad else one.forward), ""
+        return (training_step(one) if grad else one.forward), "", known
     timed: dict[str, tuple[float, Callable[[], object]]] = {}
     for variant, forward in one.variants.items():
         call = training_step(Contender(forward, one.leaves)) if grad else forward
+        if forward is one.forward and known > SLOW:
+            timed[variant] = (known, call)
+            continue
         with _grad(grad):
             seconds = _attempt(lambda call=call: _seconds(call, setting))
             if seconds is not None and seconds < SLOW:
@@ -162,9 +206,9 @@ def _fastest(one: Contender, setting: Setting, *, grad: bool) -> tuple[Callable[
         if seconds is not None:
             timed[variant] = (seconds, call)
     if not timed:
-        return None, ""
+        return None, "", 0.0
     best = min(timed, key=lambda variant: timed[variant][0])
-    return timed[best][1], best
+    return timed[best][1], best, timed[best][0]
 
 
 def _seconds(call: Callable[[], object], setting: Setting) -> float:

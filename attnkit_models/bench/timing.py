@@ -47,7 +47,11 @@ def seconds_a_call(run: Callable[[], object], calls: int, device: torch.device) 
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], seconds: float, device: torch.device, least: int = 3
+    runs: Mapping[str, Callable[[], object]],
+    seconds: float,
+    device: torch.device,
+    least: int = 3,
+    known: Mapping[str, float] | None = None,
 ) -> dict[str, Times]:
     """Times several computations in turns.
 
@@ -59,12 +63,15 @@ def interleaved(
         seconds: time to spend, about.
         device: where they compute.
         least: rounds that each gets in any case, unless it takes longer than its share.
+        known: seconds that a warm call took before, for some; one that takes long is not warmed up again.
     """
     share = seconds / max(len(runs), 1)
     times = {name: Times() for name in runs}
     calls, wanted, spent = {}, {}, dict.fromkeys(runs, 0.0)
     for name, run in runs.items():
-        first = seconds_a_call(run, 1, device)
+        first = (known or {}).get(name, 0.0)
+        if first <= share / 2:
+            first = seconds_a_call(run, 1, device)
         calls[name] = max(math.ceil(SHORTEST / max(first, 1e-7)), 1)
         wanted[name] = min(least, max(math.ceil(share / first), 1))
         if first > share / 2:

@@ -1,21 +1,25 @@
-"""Renews the tables and plots of docs/benchmarks.md from the results in benchmarks/results.
+"""Renews the tables and plots of docs/benchmarks.md, and the README's numbers, from the results in benchmarks/results.
 
-Run it from the repository root, after `attnkit bench` has measured something: python docs/generate/benchmarks.py
+Run it after `attnkit bench` has measured something: python docs/generate/benchmarks.py
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attnkit_models.bench import losses, report, results
+from attnkit_models.bench import losses, missed, report, results
+from attnkit_models.bench.case import DENSE, OURS
 from attnkit_models.bench.kinds import KINDS
 from attnkit_models.bench.plots import PLOTS
+from attnkit_models.bench.profiled import PARTS
 from attnkit_models.bench.sweeps import SWEEPS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = "pictures/benchmarks"
 BEGIN, END = "<!-- tables: docs/generate/benchmarks.py -->", "<!-- end of the tables -->"
@@ -23,6 +27,11 @@ BEGIN, END = "<!-- tables: docs/generate/benchmarks.py -->", "<!-- end of the ta
 LOSSES = (
     "Everyone who is ahead of attnkit in time or memory, however little: how many times as fast, or which part of "
     "attnkit's memory it needs. Empty where attnkit is not behind."
+)
+WHY = "Why targets are missed"
+PROFILED = (
+    "Each case ran once more under PyTorch's profiler. Every operator's own time is put to one of these parts; in a "
+    "backward pass an operator belongs where the one whose gradient it computes does."
 )
 TITLES = {"headline": "The headline", "sweeps": "Sweeps", "models": "Whole models"}
 ALT = {
@@ -71,6 +80,9 @@ def headline(stem: str, one: dict[str, Any]) -> Iterator[str]:
         density = "" if record["density"] is None else f" Density {report.percent(record['density'])}."
         yield f"**{record['title']}.**{density}{scaled(record)}"
         yield report.case_table(record)
+    yield f"#### {WHY}: {device(one)}"
+    yield PROFILED + "\n\n" + report.markdown(["part", "what it is"], [[f"*{a}*", b] for a, b in PARTS.items()], left=2)
+    yield missed.reasons(one)
 
 
 def scaled(record: dict[str, Any]) -> str:
@@ -118,9 +130,37 @@ def models(stem: str, one: dict[str, Any]) -> Iterator[str]:
 SECTIONS = {"headline": headline, "sweeps": sweeps, "models": models}
 
 
-def renew(folder: Path = RESULTS, page_path: Path = PAGE) -> None:
-    """Writes the page's part between the marks, and the plots."""
+# What the README says, and the numbers in it: a case and a contender each.
+SAYS = (
+    (r"took [\d,.]+ ms where dense attention took [\d,.]+, and", "took {} ms where dense attention took {}, and"),
+    (r"[\d,.]+ ms where a dense layer took [\d,.]+\.", "{} ms where a dense layer took {}."),
+)
+NAMED = ("regions/128x128", "predicted_keys/3136")
+
+
+def readme(text: str, found: dict[str, dict[str, Any]]) -> str:
+    """The README with the times of the first machine's headline in it."""
+    headlines = [report.by_name(one) for one in found.values() if one["kind"] == "headline"]
+    for name, (pattern, sentence) in zip(NAMED, SAYS, strict=True):
+        times = [report.number(cases[name], who, "forward") for cases in headlines[:1] for who in (OURS, DENSE)]
+        if all(times) and times:
+            spaced = pattern.replace(" ", r"\s+")
+            put = sentence.format(*(f"{time:,.0f}" for time in times if time))
+            # Line breaks stay where they are.
+            text = re.sub(spaced, lambda match, put=put: _as_broken(match[0], put), text, count=1)
+    return text
+
+
+def _as_broken(before: str, after: str) -> str:
+    """Words in place of as many others, with the white space between those."""
+    gaps = [*re.findall(r"\s+", before), ""]
+    return "".join(word + gap for word, gap in zip(after.split(), gaps, strict=True))
+
+
+def renew(folder: Path = RESULTS, page_path: Path = PAGE, readme_path: Path = README) -> None:
+    """Writes the page's part between the marks, the plots, and the README's numbers."""
     found = stored(folder)
+    readme_path.write_text(readme(readme_path.read_text(encoding="utf-8"), found), encoding="utf-8")
     for stem, one in found.items():
         if one["kind"] == "sweeps":
             for name, plot in PLOTS.items():

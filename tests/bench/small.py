@@ -14,6 +14,17 @@ SMALL = {
     "stencil": {"batch": 2, "heads": 2, "side": 16, "width": 8, "kernel": 5},
     "learned_query": {"batch": 2, "heads": 2, "side": 16, "channels": 16, "kernel": 5},
     "predicted_keys": {"batch": 2, "heads": 2, "side": 10, "channels": 32, "keep": 0.25, "lean": True},
+    "mix": {
+        "batch": 2,
+        "side": 8,
+        "head_dim": 8,
+        "groups": (
+            {"kind": "window", "heads": 2, "window": 4},
+            {"kind": "random_window", "heads": 1, "window": 8},
+            {"kind": "conv", "heads": 1},
+            {"kind": "learned_query", "heads": 2, "kernel": 3},
+        ),
+    },
     "recipe_step": {"name": "biformer_micro", "size": 32, "batch": 2},
     "models": {"size": 32, "batch": 2, "names": ("qna_vit_micro", "biformer_micro on biformer_gather")},
 }

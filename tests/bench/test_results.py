@@ -9,11 +9,11 @@ import torch
 
 from attnkit.cli import main
 from attnkit.errors import ConfigError
-from attnkit_models.bench import kinds, losses, plots, report, results, run
+from attnkit_models.bench import kinds, losses, missed, plots, report, results, run
 from attnkit_models.bench.case import Case, Setting
 from attnkit_models.bench.machine import file_name, machine
 from attnkit_models.bench.run import run_all
-from attnkit_models.bench.sweeps import TOPK
+from attnkit_models.bench.sweeps import IMAGE_SIZE, TOPK
 from tests.bench.small import small_case
 
 MEASURED = {"min": 2.0, "median": 2.5, "rounds": 3}
@@ -115,7 +115,7 @@ def test_a_wrong_attnkit_loses():
     assert "not measured: OSError: full" in text
     table = report.targets_table(a_file(wrong, gone))
     assert table.count("**wrong**") == 5 and table.count("not measured") == 5
-    assert report.missed(a_file(wrong, gone)) == ["regions/128x128"]
+    assert missed.missed(a_file(wrong, gone)) == ["regions/128x128"]
     assert "OSError: full" in report.case_table(gone) and "OSError: full" in report.models_table(gone)
     assert "OSError: full" in report.sweep_table(TOPK, a_file({**gone, "name": "topk/2"}, kind="sweeps"))
 
@@ -156,6 +156,38 @@ def test_tables_and_plots_of_sweeps(tmp_path):
         plot(found, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes() == first
         assert len(first) > 5000
+
+
+def drawn(monkeypatch, plot, found):
+    """The axes of a plot, each as its lines by name."""
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda made, path: figures.append(made))
+    plot(found, None)
+    return [{line.get_label(): line for line in axis.get_lines()} for axis in figures[0].axes], figures[0].axes
+
+
+def test_a_cross_marks_where_dense_attention_becomes_the_faster_one(monkeypatch):
+    cases = [record(f"topk/{topk}", density=topk / 64, dense=2 * 32 / topk) for topk in (1, 4, 16, 64)]
+    lines, axes = drawn(monkeypatch, plots.plot_density, a_file(*cases, kind="sweeps"))
+    for named, axis in zip(lines, axes, strict=True):
+        sweep = named["routed regions (by topk)"]
+        assert list(sweep.get_xdata()) == [1 / 64, 4 / 64, 16 / 64, 1.0]
+        assert list(sweep.get_ydata()) == pytest.approx([32, 8, 2, 0.5])
+        (cross,) = (one for one in axis.get_lines() if one.get_marker() == "x")
+        assert list(cross.get_xdata()) == pytest.approx([0.5]) and list(cross.get_ydata()) == [1.0]
+        assert [text.get_text() for text in axis.texts] == ["50 %"]
+        assert axis.get_xlabel() == "density"
+
+
+def test_time_and_memory_are_drawn_against_tokens(monkeypatch):
+    cases = [record(case.name, dense=scale) for scale, case in zip((4.0, 8.0), IMAGE_SIZE.cases, strict=False)]
+    cases[1]["facts"] = {**cases[1]["facts"], "tokens": 256}
+    del cases[1]["contenders"]["dense SDPA"]["memory training"]
+    (time, memory), axes = drawn(monkeypatch, plots.plot_tokens, a_file(*cases, kind="sweeps"))
+    assert list(time["attnkit"].get_xdata()) == [64, 256] and list(time["dense SDPA"].get_ydata()) == [4.0, 8.0]
+    # What was not measured is not drawn.
+    assert list(memory["attnkit"].get_ydata()) == [2.0, 2.0] and list(memory["dense SDPA"].get_xdata()) == [64]
+    assert "NATTEN" not in time and axes[1].get_ylabel() == "MB at the peak"
 
 
 def test_models_are_told_in_images_a_second():

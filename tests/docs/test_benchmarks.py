@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from attnkit_models.bench import report, results
+from attnkit_models.bench import missed, results
 from attnkit_models.bench.case import OURS
 from attnkit_models.bench.kinds import KINDS
+from attnkit_models.bench.profiled import COPIES, FUSED, PARTS
 from attnkit_models.bench.sweeps import NAMES, TIMM
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -22,6 +23,9 @@ def benchmarks():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+SHARES = {**dict.fromkeys(PARTS, 0.0), FUSED: 0.6, COPIES: 0.4}
 
 
 def contender(scale: float) -> dict:
@@ -47,6 +51,7 @@ def measured(kind: str) -> dict:
             "density": 0.25,
             "facts": {"tokens": 64, "batch": 1},
             "contenders": contenders,
+            "profile": {what: {"milliseconds": 2.0, "shares": SHARES} for what in ("forward", "training")},
             "seconds": 1.0,
         }
         for case in KINDS[kind]
@@ -75,7 +80,11 @@ def test_a_page_is_made_from_results_of_every_kind(benchmarks, tmp_path):
         results.write(folder / f"cpu-{kind}.json", measured(kind))
     results.write(folder / "cpu-headline-quick.json", measured("headline"))
     page.write_text(f"before\n\n{benchmarks.BEGIN}\nold\n{benchmarks.END}\n\nafter\n", encoding="utf-8")
-    benchmarks.renew(folder, page)
+    readme = tmp_path / "README.md"
+    readme.write_text("It took 1,094 ms where dense attention\ntook 7, and 6 ms where a dense layer took 5. More.\n")
+    benchmarks.renew(folder, page, readme)
+    told = "It took 2 ms where dense attention\ntook 1, and 2 ms where a dense layer took 1. More.\n"
+    assert readme.read_text(encoding="utf-8") == told
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before") and text.endswith("after\n") and "\nold\n" not in text
     for title in ("The headline: CPU, 2 threads", "Sweeps: CPU", "Whole models: CPU", "Where attnkit loses"):
@@ -95,6 +104,7 @@ def test_make_bench_leaves_committed_results_alone():
     """`make test` holds the page to benchmarks/results, so what anyone measures must not land there."""
     makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
     assert "attnkit bench --out runs/bench $(ARGS)" in makefile
+    assert "attnkit bench all $(ARGS)\n" in makefile and "docs/generate/benchmarks.py" in makefile
     assert "/runs/" in (DOCS.parent / ".gitignore").read_text(encoding="utf-8").split()
 
 
@@ -105,26 +115,12 @@ def test_cases_that_were_not_measured_are_told(benchmarks):
     assert f"Not measured: `{gone}`." in benchmarks.page({"cpu-models": found})
 
 
-WHY = "## Why some targets are missed"
-
-
-def explained(page: str) -> set[str]:
-    """The cases named where missed targets are explained."""
-    section = page.partition(WHY)[2].partition("\n## ")[0]
-    return set(re.findall(r"`([^`]+)`", section)) & {case.name for case in KINDS["headline"]}
-
-
 def test_missed_targets_are_explained_and_no_others(benchmarks):
-    page = benchmarks.PAGE.read_text(encoding="utf-8")
-    assert WHY in page.partition(benchmarks.END)[2]
-    found = [one for one in benchmarks.stored().values() if one["kind"] == "headline"]
-    assert explained(page) == {name for one in found for name in report.missed(one)}
-
-
-def test_missed_targets_and_their_explanations_are_found():
-    names = report.missed(measured("headline"))
-    assert "regions/128x128" in names
-    assert explained(f"{WHY}\n\n{' '.join(f'`{name}`' for name in names)}\n\n## Next\n\n`regions/0`") == set(names)
+    found = measured("headline")
+    section = benchmarks.page({"cpu-headline": found}).partition(benchmarks.WHY)[2].partition("\n###")[0]
+    named = set(re.findall(r"`([^`]+)`: ", section))
+    assert named == set(missed.missed(found)) and "regions/128x128" in named
+    assert section.count("| 60 % | 40 % |") == 2 * len(named)
 
 
 def test_the_readme_names_numbers_that_were_measured(benchmarks):
@@ -136,6 +132,7 @@ def test_the_readme_names_numbers_that_were_measured(benchmarks):
         for case in ("regions/128x128", "predicted_keys/3136")
         for contender in (OURS, "dense SDPA")
     ]
+    assert benchmarks.readme(readme, benchmarks.stored()) == readme
     text = " ".join(readme.split())
     assert f"took {named[0]} ms where dense attention took {named[1]}," in text
     assert f"{named[2]} ms where a dense layer took {named[3]}." in text

@@ -1,0 +1,97 @@
+"""Problem of a mix: what several head groups cost in one layer, beside each of them in a layer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import attnkit
+from attnkit_models.bench.case import OURS, Contender, Problem, Setting
+from attnkit_models.bench.gate import difference
+from attnkit_models.bench.layer_problems import layer, layer_input
+
+Run = Callable[[Tensor], list[Tensor]]
+
+
+def mix(setting: Setting, *, batch: int, side: int, head_dim: int, groups: Sequence[Mapping[str, Any]]) -> Problem:
+    """A mix of head groups, and the same groups in layers of their own: the sum of these layers' outputs is the mix's.
+
+    Both have the projections of the same sizes: from all channels to what the groups need, and back to all channels.
+    """
+    heads = sum(group["heads"] for group in groups)
+    together, grid = layer(heads * head_dim, groups, setting), attnkit.Grid(side, side)
+    apart = alone(together, groups, head_dim).to(setting.device, setting.dtype).eval()
+    x = layer_input(batch, side, heads * head_dim, setting)
+    runs: dict[str, tuple[nn.Module, Run]] = {
+        OURS: (together, lambda x: [together(x, grid)]),
+        "its groups alone": (apart, lambda x: [one(x, grid) for one in apart]),
+    }
+    contenders = {}
+    for name, (module, run) in runs.items():
+        leaves = (x, *module.parameters())
+        contenders[name] = Contender(
+            lambda run=run: run(x), leaves, check(run, together, grid, leaves), step=step(run, leaves)
+        )
+    return Problem(contenders, None, {"tokens": side**2, "batch": x.shape[0], "heads": heads, "groups": len(groups)})
+
+
+def alone(together: attnkit.HeadMix, groups: Sequence[Mapping[str, Any]], head_dim: int) -> nn.ModuleList:
+    """Each group of a mix in a layer of its own, with its share of the mix's weights."""
+    made = nn.ModuleList()
+    columns, channels = 0, 0
+    for at, options in enumerate(groups):
+        one = attnkit.HeadMix(together.dim, [options], head_dim=head_dim)
+        # Random windows depend on the number of their group.
+        one.groups[0] = together.groups[at]
+        width = options["heads"] * head_dim
+        with torch.no_grad():
+            if one.qkv is not None and together.qkv is not None:
+                rows = slice(columns, columns + one.qkv.out_features)
+                one.qkv.weight.copy_(together.qkv.weight[rows])
+                one.qkv.bias.copy_(together.qkv.bias[rows])
+                columns = rows.stop
+            one.proj.weight.copy_(together.proj.weight[:, channels : channels + width])
+            one.proj.bias.copy_(together.proj.bias if at == 0 else torch.zeros_like(one.proj.bias))
+        channels += width
+        made.append(one)
+    return made
+
+
+def step(run: Run, leaves: Sequence[Tensor]) -> Callable[[], object]:
+    """A forward and backward pass of layers, each of which gets a gradient."""
+    arriving: list[Tensor] = []
+
+    def both() -> object:
+        outs = run(leaves[0])
+        if not arriving:
+            arriving.append(torch.ones_like(outs[0]))
+        return torch.autograd.grad(outs, list(leaves), arriving * len(outs))
+
+    return both
+
+
+def check(
+    run: Run, together: attnkit.HeadMix, grid: attnkit.Grid, leaves: Sequence[Tensor]
+) -> Callable[[Contender], Mapping[str, float]]:
+    """Holds the sum of some layers to the mix on the backend `reference`, in float64 on one image."""
+
+    def held(_: Contender) -> Mapping[str, float]:
+        image = leaves[0].detach()[:1].requires_grad_()
+        out = torch.stack(run(image)).sum(0)
+        with torch.random.fork_rng(devices=[]):
+            exact = attnkit.HeadMix(together.dim, together.options, head_dim=together.head_dim)
+        exact = exact.to(image.device).double().eval()
+        exact.load_state_dict(together.state_dict())
+        wide = image.detach().double().requires_grad_()
+        with attnkit.use_backend("reference"):
+            right = exact(wide, grid)
+        arriving = torch.randn(right.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        arriving = arriving.to(out.device, out.dtype)
+        found = torch.autograd.grad(out, image, arriving)[0]
+        expected = torch.autograd.grad(right, wide, arriving.double())[0]
+        return {"output": difference(out, right), "gradients": difference(found, expected)}
+
+    return held
