@@ -1,6 +1,7 @@
 """Configurations: tiles, warps and stages of the kernels of blocks, kept as a table and chosen by a rule.
 
-`configs.json` holds them by class of device, direction, bits of a number, region size and head dim. A class has lines
+`configs.json` holds them by class of device, direction, bits of a number, region size and head dim. A bias, which is
+read in tiles of its own, has configurations of its own. A class has lines
 only where it departs from `default`. Nothing is timed at run time; `attnkit bench --tune` times candidates and rewrites
 the lines of its device.
 """
@@ -22,7 +23,8 @@ DEVICE_CLASSES = ("sm_80", "sm_90", "sm_100", "gfx942")
 # Tokens of a tile of rows that regions of any size are cut into, and the widths that head dims are padded to.
 REGION_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
-# Direction, bits, region size and head dim, as the table names them.
+BITS = ("16 bit", "32 bit", "16 bit and bias", "32 bit and bias")
+# Direction, one of `BITS`, region size and head dim, as the table names them.
 Spot: TypeAlias = "tuple[Direction, str, str, str]"
 PATH = Path(__file__).with_name("configs.json")
 
@@ -49,7 +51,7 @@ _TABLE: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8"))
 
 @functools.cache
 def configuration(
-    direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype, device_class: str
+    direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype, device_class: str, bias: bool = False
 ) -> Config:
     """The configuration of a kernel.
 
@@ -59,23 +61,25 @@ def configuration(
         head_dim: the wider of the widths of keys and values, 1..256.
         dtype: dtype of q, k and v, of 16 or 32 bits.
         device_class: as `device_class` gives it.
+        bias: whether the logits get a bias.
 
     Raises:
         BackendError: for a wider head or another dtype.
     """
-    spot = spot_of(direction, region_size, head_dim, dtype)
+    spot = spot_of(direction, region_size, head_dim, dtype, bias)
     found = own(device_class, spot) or own("default", spot)
     assert found is not None, spot
     return found
 
 
-def spot_of(direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype) -> Spot:
+def spot_of(direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype, bias: bool = False) -> Spot:
     """Where the table has the configuration of a kernel; arguments as for `configuration`."""
     if not 1 <= head_dim <= HEAD_DIMS[-1]:
         raise BackendError(f"the Triton kernels have tiles for head dims 1 to {HEAD_DIMS[-1]}, not {head_dim}")
     if dtype.itemsize not in (2, 4):
         raise BackendError(f"the Triton kernels have tiles for dtypes of 16 and 32 bits, not {dtype}")
-    return direction, f"{8 * dtype.itemsize} bit", str(tile_of(region_size)), str(padded_dim(head_dim))
+    bits = f"{8 * dtype.itemsize} bit{' and bias' if bias else ''}"
+    return direction, bits, str(tile_of(region_size)), str(padded_dim(head_dim))
 
 
 def own(device_class: str, spot: Spot) -> Config | None:

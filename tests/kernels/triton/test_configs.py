@@ -10,6 +10,7 @@ import torch
 
 from attnkit.errors import BackendError
 from attnkit.kernels.triton.configs import (
+    BITS,
     DEVICE_CLASSES,
     DIRECTIONS,
     HEAD_DIMS,
@@ -31,14 +32,15 @@ def test_every_call_finds_a_configuration():
     for device, direction, size, width, dtype in itertools.product(
         DEVICE_CLASSES, DIRECTIONS, (1, 4, 16, 17, 49, 64, 100, 144, 196, 256, 1000), (1, 16, 24, 32, 200, 256), DTYPES
     ):
-        found = configuration(direction, size, width, dtype, device)
-        assert isinstance(found, Config)
-        # Tiles are powers of two that tensor cores take; more rows than a region has are padding.
-        assert found.rows in (16, 32, 64, 128)
-        assert found.columns in (16, 32, 64, 128)
-        assert found.rows <= max(16, 2 * size)
-        assert found.warps in (1, 2, 4, 8)
-        assert 1 <= found.stages <= 4
+        for bias in (False, True):
+            found = configuration(direction, size, width, dtype, device, bias)
+            assert isinstance(found, Config)
+            # Tiles are powers of two that tensor cores take; more rows than a region has are padding.
+            assert found.rows in (16, 32, 64, 128)
+            assert found.columns in (16, 32, 64, 128)
+            assert found.rows <= max(16, 2 * size)
+            assert found.warps in (1, 2, 4, 8)
+            assert 1 <= found.stages <= 4
 
 
 def test_the_table_has_known_names_only():
@@ -47,7 +49,7 @@ def test_the_table_has_known_names_only():
     for name, directions in table.items():
         assert set(directions) <= set(DIRECTIONS)
         for bits in directions.values():
-            assert set(bits) <= {"16 bit", "32 bit"}
+            assert set(bits) <= set(BITS)
             for sizes in bits.values():
                 assert set(sizes) <= set(map(str, REGION_SIZES))
                 for widths in sizes.values():
@@ -56,7 +58,7 @@ def test_the_table_has_known_names_only():
             counted = [
                 len(widths) for bits in directions.values() for sizes in bits.values() for widths in sizes.values()
             ]
-            assert counted == [len(HEAD_DIMS)] * len(DIRECTIONS) * 2 * len(REGION_SIZES)
+            assert counted == [len(HEAD_DIMS)] * len(DIRECTIONS) * len(BITS) * len(REGION_SIZES)
 
 
 @pytest.mark.parametrize(
