@@ -76,14 +76,14 @@ RECIPES: dict[str, str] = {
     "vit_base": "attnkit_models.vit:vit_base",
 }
 
-# In the order in which equal costs are settled. `triton` and `xformers` have their places but no code yet.
+# In the order in which equal costs are settled. `triton` has its place but no code yet.
 BACKENDS: dict[str, str] = {
     "sdpa": "attnkit.kernels.sdpa:SdpaBackend",
     "chunked": "attnkit.kernels.chunked.backend:ChunkedBackend",
     "gather": "attnkit.kernels.gather:GatherBackend",
     "flex": "attnkit.kernels.flex:FlexBackend",
     "triton": "",
-    "xformers": "",
+    "xformers": "attnkit.kernels.xformers:XFormersBackend",
     "reference": "attnkit.kernels.reference:ReferenceBackend",
 }
 

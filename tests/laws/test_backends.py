@@ -60,4 +60,5 @@ def test_forward_laws_of_flex(law, examples):
 
 
 def test_no_backend_is_forgotten():
-    assert {name for name, target in BACKENDS.items() if target} == {*KINDS_OF, "flex"}
+    # xformers computes on GPUs only; `tests/kernels/test_xformers.py` holds it beside a stand-in.
+    assert {name for name, target in BACKENDS.items() if target} == {*KINDS_OF, "flex", "xformers"}
