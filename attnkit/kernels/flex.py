@@ -83,7 +83,7 @@ def _block_mask(mask: Tensor) -> BlockMask:
         return mask[batch % mask.shape[0], head % mask.shape[1], query, key]
 
     batch, heads, queries, keys = mask.shape
-    return create_block_mask(visible, batch, heads, queries, keys, device=mask.device.type)
+    return create_block_mask(visible, batch, heads, queries, keys, device=str(mask.device))
 
 
 def _score_mod(bias: Tensor | None) -> Callable[..., Tensor] | None:

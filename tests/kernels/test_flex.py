@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnkit import Grid, attend
 from attnkit.errors import BackendError
@@ -79,6 +80,57 @@ def test_it_accepts_what_it_can_run():
 def test_it_says_why_not(call, reason):
     found = call()
     assert any(reason in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"dtype": torch.float64}, "FlexAttention on CUDA does not take float64"),
+        ({"width": 8}, "head width 8 is below the 16 that its CUDA kernel needs"),
+        ({"gain": True}, "a gain multiplies the weights after the softmax"),
+    ],
+)
+def test_it_says_why_not_on_a_gpu(given, reason):
+    with FakeTensorMode():
+        gain = torch.ones(1, 1, 1, 1, device="cuda") if given.pop("gain", False) else None
+        found = reasons(*tensors(device="cuda", **given), gain=gain)
+    assert len(found) == 1 and reason in found[0]
+
+
+def test_on_a_gpu_it_trains_and_tells_the_lse():
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            given = [one.requires_grad_() for one in tensors(dtype, device="cuda")]
+            assert reasons(*given, bias=torch.zeros(1, 1, 5, 5, device="cuda"), return_lse=True) == ()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["dense", "windows", "routed regions", "stencil"])
+def test_on_a_gpu_it_computes_what_the_mask_says(name, dtype):
+    grid = Grid(8, 8, prefix=1)
+    layout = {
+        "dense": Dense(65),
+        "windows": Blocks.windows(grid, 3, device="cuda"),
+        "routed regions": Blocks.from_regions(
+            grid, 2, torch.tensor([[[0, 1], [1, -1], [2, 0], [3, 3]]], device="cuda")
+        ),
+        "stencil": Stencil(grid, 3),
+    }[name]
+    leaves = random_qkv((65, 65), batch=2, heads=2, head_dim=16, dtype=dtype)
+    bias = random_tensor(1, 2, 65, 65, seed=1, dtype=dtype)
+    mask = layout.to_mask("cuda").cpu()
+    wide = [one.double().requires_grad_() for one in leaves]
+    exact, exact_lse = dense_attention(*wide, mask, bias=bias.double())
+    on = [one.cuda().requires_grad_() for one in leaves]
+    out, lse = attend(*on, layout, bias=bias.cuda(), return_lse=True, backend="flex")
+    plain = naive_attention(*leaves, mask, bias=bias)
+    assert_within_budget(out.cpu(), exact, plain, what="flex")
+    grads = torch.autograd.grad(out.float().sum() + lse.sum(), on)
+    wanted = torch.autograd.grad(exact.sum() + exact_lse.sum(), wide)
+    limit = {torch.float32: 2e-3, torch.bfloat16: 5e-2}[dtype]
+    for found, one in zip(grads, wanted, strict=True):
+        assert (found.cpu().double() - one).abs().max() <= limit * one.abs().max()
 
 
 def test_gradients_that_nobody_asked_for_are_no_reason():
