@@ -76,13 +76,13 @@ RECIPES: dict[str, str] = {
     "vit_base": "attnkit_models.vit:vit_base",
 }
 
-# In the order in which equal costs are settled. `triton` has its place but no code yet.
+# In the order in which equal costs are settled.
 BACKENDS: dict[str, str] = {
     "sdpa": "attnkit.kernels.sdpa:SdpaBackend",
+    "triton": "attnkit.kernels.triton.backend:TritonBackend",
     "chunked": "attnkit.kernels.chunked.backend:ChunkedBackend",
     "gather": "attnkit.kernels.gather:GatherBackend",
     "flex": "attnkit.kernels.flex:FlexBackend",
-    "triton": "",
     "xformers": "attnkit.kernels.xformers:XFormersBackend",
     "reference": "attnkit.kernels.reference:ReferenceBackend",
 }

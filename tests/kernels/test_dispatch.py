@@ -69,7 +69,7 @@ def test_off_the_cpu_no_cost_decides(on_cuda, monkeypatch):
         "lse": on_cuda(Dense(64), return_lse=True),
     }
     named = {name: dispatch.choose(call) for name, call in chosen.items()}
-    assert named == {"dense": "sdpa", "windows": "gather", "stencil": "gather", "mask": "sdpa", "lse": "reference"}
+    assert named == {"dense": "sdpa", "windows": "triton", "stencil": "gather", "mask": "sdpa", "lse": "reference"}
     said = dispatch.why_not_others(chosen["stencil"], "gather")
     assert said["sdpa"] == ("it could run; on cuda the first of triton, gather, sdpa, reference that can does",)
     assert "runs on demand only" in said["chunked"][0] and not any("ms" in one for one in said["chunked"])
@@ -230,7 +230,7 @@ def test_planned_backends_say_so(monkeypatch):
 )
 def test_unknown_names_are_refused_at_once(name, near):
     with pytest.raises(
-        BackendError, match=rf"unknown backend .*; did you mean '{near}'.*backends: auto, sdpa, chunked"
+        BackendError, match=rf"unknown backend .*; did you mean '{near}'.*backends: auto, sdpa, triton, chunked"
     ):
         use_backend(name)
     with pytest.raises(BackendError, match=rf"did you mean '{near}'"):
@@ -256,6 +256,7 @@ def test_recording_says_why_not_the_others():
     assert all(reasons for reasons in automatic.reasons.values())
     assert "it could run, in about " in automatic.reasons["sdpa"][0]
     assert "xformers has attention for cuda only, and q lies on cpu" in automatic.reasons["xformers"]
+    assert automatic.reasons["triton"][0] == "q lies on cpu, and its kernels are for GPUs"
     assert any("float64" in reason for reason in automatic.reasons["flex"])
     assert asked.reasons["gather"][0].endswith(", but 'reference' was asked for")
     attend(*qkv, layout)

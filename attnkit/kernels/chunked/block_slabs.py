@@ -8,22 +8,7 @@ import torch
 from torch import Tensor
 
 from attnkit.kernels.chunked.sizes import cut, fitting
-from attnkit.kernels.ops.blocks import wide
-
-
-class Tables(NamedTuple):
-    """The tables of one call, as `attnkit::blocks` gets them."""
-
-    query_token: Tensor
-    query_slot: Tensor
-    key_token: Tensor
-    key_slot: Tensor
-    routes: Tensor | None
-    key_mask: Tensor | None
-    bias: Tensor | None
-    prefix: int
-    padded: list[bool]
-    scale: float
+from attnkit.kernels.ops.blocks import BlockTables, wide
 
 
 class Near(NamedTuple):
@@ -49,7 +34,7 @@ class Slabs:
         written: whether logits are written out, so that fewer blocks are worked on at a time.
     """
 
-    def __init__(self, q: Tensor, v: Tensor, tables: Tables, written: bool) -> None:
+    def __init__(self, q: Tensor, v: Tensor, tables: BlockTables, written: bool) -> None:
         self.tables, self.heads, self.dtype = tables, q.shape[1], wide(q.dtype)
         self.like = q.new_empty(0, dtype=self.dtype)
         pairs = q.shape[0] * self.heads

@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from attnkit.kernels.block_calls import computed_by_blocks
 from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.kernels.chunked.block_slabs import Near, Slabs, Tables
+from attnkit.kernels.chunked.block_slabs import Near, Slabs
 from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.costs import Work, fetched
-from attnkit.kernels.ops.blocks import BLOCKS
+from attnkit.kernels.ops.blocks import BLOCKS, BlockTables
 from attnkit.kernels.ops.registering import exporting
-from attnkit.kernels.softmax import global_rows
 from attnkit.layouts import Blocks
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -49,30 +49,14 @@ def _work(call: AttendCall) -> Work:
 
 
 def _run(call: AttendCall) -> AttendResult:
-    layout = cast("Blocks", call.layout)
-    queries, keys, prefix = layout.order, layout.keys_cut, layout.prefix
-    bias = None
-    if call.bias is not None:
-        tokens = layout.key_tokens()
-        if prefix:
-            shared = torch.arange(prefix, device=tokens.device).expand(*tokens.shape[:3], -1)
-            tokens = torch.cat([shared, tokens], dim=3)
-        bias = call.pairs_at(call.bias, queries.token[..., :, None], tokens[..., None, :])
-    tables = (queries.token, queries.slot, keys.token, keys.slot, layout.index, layout.key_mask, bias)
-    padded = [queries.padded, keys.padded]
-    out, lse = BLOCKS.op(call.q, call.k, call.v, *tables, prefix, padded, float(call.scale))
-    if not prefix:
-        return AttendResult(out, lse if call.return_lse else None)
-    row = global_rows(call, prefix)
-    joined = None if row.lse is None or not call.return_lse else torch.cat([row.lse, lse], dim=2)
-    return AttendResult(torch.cat([row.out, out], dim=2), joined)
+    return computed_by_blocks(call, BLOCKS)
 
 
 BLOCKED = Family(_why_not, _work, _run)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    tables = Tables(*rest)
+    tables = BlockTables(*rest)
     batch, heads = q.shape[:2]
     count = tables.query_slot.shape[2]
     out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
@@ -110,7 +94,7 @@ def _backward(
     v: Tensor,
     *rest: Any,
 ) -> list[Tensor]:
-    tables, needs = Tables(*rest[:-1]), rest[-1]
+    tables, needs = BlockTables(*rest[:-1]), rest[-1]
     written = needs[3] or grad_lse is not None
     slabs = Slabs(q, v, tables, written=written or tables.bias is not None)
     grads = [torch.empty_like(one) for one in (q, k, v)]

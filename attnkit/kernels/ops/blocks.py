@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.registering import OpPair
 from attnkit.layouts import Blocks
 from attnkit.layouts.orders import Order
+
+
+class BlockTables(NamedTuple):
+    """What the operator takes beside q, k and v, in its order; `routes` is its index, a name that tuples have."""
+
+    query_token: Tensor
+    query_slot: Tensor
+    key_token: Tensor
+    key_slot: Tensor
+    routes: Tensor | None
+    key_mask: Tensor | None
+    bias: Tensor | None
+    prefix: int
+    padded: list[bool]
+    scale: float
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -50,21 +67,27 @@ def _work(
     return pairs * (q.shape[3] + v.shape[3]), pairs * (3 * q.shape[3] + 2 * v.shape[3])
 
 
-BLOCKS = OpPair(
-    "blocks",
-    # q, k, v: (B, heads, N, D), (B, heads, N, D), (B, heads, N, Dv), the first `prefix` of each being prefix tokens.
-    # query_token, query_slot, key_token, key_slot: the two cuts, an `Order`'s tables (B or 1, heads or 1, R, T) and
-    # (B or 1, heads or 1, N - prefix). padded: of queries and of keys, whether any slot is empty.
-    # index: (B or 1, heads or 1, R, K), -1 for none, no block twice in a row; None: every block sees its own.
-    # key_mask: bool (B or 1, heads or 1, N).
-    # bias: (B or 1, heads or 1, R or 1, T, prefix + K * T), any values at empty slots.
-    # out: (B, heads, N - prefix, Dv), the queries outside the prefix. lse: (B, heads, N - prefix) in `wide(q.dtype)`,
-    # -inf where no key is seen.
-    arguments="Tensor q, Tensor k, Tensor v, Tensor query_token, Tensor query_slot, Tensor key_token, Tensor key_slot, "
-    "Tensor? index, Tensor? key_mask, Tensor? bias, SymInt prefix, bool[] padded, float scale",
-    outputs=("out", "lse"),
-    gradients=("q", "k", "v", "bias"),
-    lowered=("q", "k", "v"),
-    fake=_fake,
-    work=_work,
-)
+def blocks_pair(name: str) -> OpPair:
+    """The pair of operators of blocks under a name."""
+    return OpPair(
+        name,
+        # q, k, v: (B, heads, N, D), (B, heads, N, D), (B, heads, N, Dv), the first `prefix` of each being prefix
+        # tokens.
+        # query_token, query_slot, key_token, key_slot: the two cuts, an `Order`'s tables (B or 1, heads or 1, R, T) and
+        # (B or 1, heads or 1, N - prefix). padded: of queries and of keys, whether any slot is empty.
+        # index: (B or 1, heads or 1, R, K), -1 for none, no block twice in a row; None: every block sees its own.
+        # key_mask: bool (B or 1, heads or 1, N).
+        # bias: (B or 1, heads or 1, R or 1, T, prefix + K * T), any values at empty slots.
+        # out: (B, heads, N - prefix, Dv), the queries outside the prefix. lse: (B, heads, N - prefix) in
+        # `wide(q.dtype)`, -inf where no key is seen.
+        arguments="Tensor q, Tensor k, Tensor v, Tensor query_token, Tensor query_slot, Tensor key_token, "
+        "Tensor key_slot, Tensor? index, Tensor? key_mask, Tensor? bias, SymInt prefix, bool[] padded, float scale",
+        outputs=("out", "lse"),
+        gradients=("q", "k", "v", "bias"),
+        lowered=("q", "k", "v"),
+        fake=_fake,
+        work=_work,
+    )
+
+
+BLOCKS = blocks_pair("blocks")

@@ -1,0 +1,72 @@
+"""The triton backend: kernels for GPUs that read and write tokens where they stand."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import torch
+
+from attnkit.kernels.backend import MeasuredBackend
+from attnkit.kernels.block_calls import computed_by_blocks
+from attnkit.kernels.call import AttendCall, AttendResult
+from attnkit.kernels.costs import Work, fetched
+from attnkit.kernels.ops.registering import exporting
+from attnkit.kernels.transforms import differentiating
+from attnkit.kernels.triton.blocks import PAIR
+from attnkit.kernels.triton.configs import HEAD_DIMS
+from attnkit.kernels.triton.version import INTERPRETING, missing
+from attnkit.layouts import Blocks
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_GPU = (8, 0)
+# Looked up at import: the first call may already be one that is being compiled.
+_MISSING = missing()
+
+
+class TritonBackend(MeasuredBackend):
+    """Hand-written Triton kernels over blocks, with nothing gathered, sorted or kept but the output and the lse."""
+
+    name: ClassVar[str] = "triton"
+    on_demand: ClassVar[str] = "Triton interprets its kernels, on demand of TRITON_INTERPRET" if INTERPRETING else ""
+
+    def why_not(self, call: AttendCall) -> tuple[str, ...]:
+        if not isinstance(call.layout, Blocks):
+            return (f"a {call.layout.kind} layout has no kernels here; it takes blocks",)
+        reasons = []
+        device = call.q.device
+        if device.type != "cuda" and not (INTERPRETING and device.type == "cpu"):
+            reasons.append(f"q lies on {device}, and its kernels are for GPUs")
+        elif _MISSING:
+            reasons.append(_MISSING)
+        elif device.type == "cuda" and (capability := _capability(device.index)) < OLDEST_GPU:
+            reasons.append(f"the GPU has compute capability {capability[0]}.{capability[1]}; its kernels need 8.0")
+        if call.q.dtype not in DTYPES:
+            reasons.append(f"q is {call.q.dtype}; its kernels take float32, bfloat16 and float16")
+        if call.q.dtype != call.v.dtype:
+            reasons.append(f"q and k are {call.q.dtype} but v is {call.v.dtype}; it needs one dtype")
+        if max(call.q.shape[3], call.v.shape[3]) > HEAD_DIMS[-1]:
+            widest = max(call.q.shape[3], call.v.shape[3])
+            reasons.append(f"a head is {widest} wide, and its kernels have room for {HEAD_DIMS[-1]}")
+        if call.gain is not None:
+            reasons.append("a gain multiplies the weights after the softmax, which its kernels do not do")
+        if not call.layout.key_slots:
+            reasons.append("there are no keys to fetch")
+        if differentiating():
+            reasons.append(
+                "its backward passes are written by hand, which forward mode and torch.func's derivatives cannot use"
+            )
+        if exporting():
+            reasons.append("torch.export writes PyTorch's own operators, so that what it writes needs no attnkit")
+        return tuple(reasons)
+
+    def work(self, call: AttendCall) -> Work:
+        return Work("triton blocks", fetched(call, cast("Blocks", call.layout)))
+
+    def run(self, call: AttendCall) -> AttendResult:
+        return computed_by_blocks(call, PAIR)
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int | None) -> tuple[int, int]:
+    # Fake tensors may lie on a GPU that is not there.
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else OLDEST_GPU

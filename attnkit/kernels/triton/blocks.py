@@ -1,0 +1,49 @@
+"""Blocks on the GPU: the operators' kernels for CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from attnkit.kernels.ops.blocks import BLOCKS, BlockTables, blocks_pair
+from attnkit.kernels.triton.version import INTERPRETING
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
+    from attnkit.kernels.triton.blocks_launches import forward_of
+
+    found = forward_of(q, k, v, BlockTables(*rest))
+    found.launch.run()
+    return found.out, found.lse
+
+
+def _backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    from attnkit.kernels.triton.blocks_launches import backward_of
+
+    found = backward_of(grad_out, grad_lse, out, lse, q, k, v, BlockTables(*rest[:-1]), rest[-1])
+    for launch in found.launches:
+        launch.run()
+    for shares, target in found.sums:
+        target.copy_(shares.sum(0))
+    return [one for one in found.gradients if one is not None]
+
+
+BLOCKS.kernels("CUDA", _forward, _backward)
+
+# Where Triton interprets its kernels, they also take tensors of the CPU, under a name of their own: there, the operator
+# itself has the kernels of the chunked backend.
+PAIR = BLOCKS
+if INTERPRETING:
+    PAIR = blocks_pair("blocks_interpreted")
+    PAIR.kernels("CPU", _forward, _backward)

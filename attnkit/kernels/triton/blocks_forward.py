@@ -1,0 +1,180 @@
+"""The forward kernel of blocks: a tile of a block's queries over all keys that it sees, by online softmax.
+
+Keys and values are read where they stand, a tile at a time, through the tables of the cut; nothing is copied beside
+each other. Where a tile of keys falls into one block without gaps (DIRECT), it is read without masks; otherwise the
+keys that a block of queries sees are one list, cut into tiles across the borders of blocks, so that small blocks share
+a tile. Logits are in base 2.
+"""
+
+# Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from attnkit.kernels.triton.tiles import (
+    INFINITY,
+    LN2,
+    LOG2E,
+    bias_at,
+    first_seen,
+    listed_tokens,
+    placed,
+    put_rows,
+    rows_at,
+    tokens_of,
+)
+
+
+@triton.jit
+def blocks_forward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    query_token,
+    key_token,
+    index,
+    key_mask,
+    bias,
+    scale,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    v_b,
+    v_h,
+    v_n,
+    v_d,
+    out_b,
+    out_h,
+    out_n,
+    out_d,
+    query_token_b,
+    query_token_h,
+    key_token_b,
+    key_token_h,
+    index_b,
+    index_h,
+    key_mask_b,
+    key_mask_h,
+    bias_b,
+    bias_h,
+    bias_r,
+    bias_t,
+    bias_c,
+    heads,
+    queries,
+    query_blocks,
+    query_slots,
+    key_slots,
+    topk,
+    prefix,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    GAPS: tl.constexpr,
+    DIRECT: tl.constexpr,
+    PREFIX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Output and lse of a tile of BLOCK_M queries.
+
+    Args:
+        scale: factor of the logits.
+        queries: queries outside the prefix, which `out` and `lse` begin with.
+        topk: blocks of keys a block of queries sees, entries of -1 among them; 1 without an index.
+        GAPS: whether a tile of queries may have empty slots.
+        DIRECT: whether every tile of BLOCK_N keys falls into one block, without empty slots or a mask.
+        PREFIX: whether there is a prefix.
+    """
+    tile, block, item, head = placed(tl.cdiv(query_slots, BLOCK_M), query_blocks, heads)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    query = tokens_of(query_token + item * query_token_b + head * query_token_h, block, row, query_slots, GAPS)
+    rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, GAPS)
+    k += item * k_b + head * k_h
+    v += item * v_b + head * v_h
+    key_token += item * key_token_b + head * key_token_h
+    if index is not None:
+        index += item * index_b + head * index_h + block * topk
+    if key_mask is not None:
+        key_mask += item * key_mask_b + head * key_mask_h
+    if bias is not None:
+        bias += item * bias_b + head * bias_h + block * bias_r
+    peak = tl.full((BLOCK_M,), -INFINITY, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    mean = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    if PREFIX or not DIRECT:
+        listed = prefix if DIRECT else prefix + topk * key_slots
+        # A prefix is short.
+        SOME: tl.constexpr = 16 if DIRECT else BLOCK_N
+        for start in range(0, listed, SOME):
+            column = start + tl.arange(0, SOME)
+            key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
+            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            if bias is not None:
+                logits += bias_at(bias, row * bias_t, column * bias_c, query, key, True)
+            logits = tl.where((key >= 0)[None, :], logits, -INFINITY)
+            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
+            peak, total, mean = _met(logits, values, peak, total, mean, 0.0, PRECISION)
+    if DIRECT:
+        visits = topk * (key_slots // BLOCK_N)
+        if index is not None:
+            spare = first_seen(index, topk)
+            visits = tl.where(spare >= 0, visits, 0)
+        for visit in range(visits):
+            place = visit * BLOCK_N // key_slots
+            column = visit * BLOCK_N + tl.arange(0, BLOCK_N)
+            found, unseen = block, 0.0
+            if index is not None:
+                found = tl.load(index + place)
+                # Instead of no block, one that is seen anyway: what stands in another may be NaN.
+                unseen = tl.where(found >= 0, 0.0, INFINITY)
+                found = tl.where(found >= 0, found, spare)
+            key = tl.load(key_token + found * key_slots + (column - place * key_slots))
+            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, False)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            if bias is not None:
+                added = bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, GAPS)
+                if index is not None:
+                    added = tl.where(unseen == 0.0, added, 0.0)
+                logits += added
+            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, False)
+            peak, total, mean = _met(logits, values, peak, total, mean, unseen, PRECISION)
+    safe = tl.where(total == 0.0, 1.0, total)
+    spot = query - prefix
+    out += item * out_b + head * out_h
+    put_rows(out, spot, out_n, out_d, mean / safe[:, None], VALUE_WIDTH, BLOCK_V, GAPS)
+    found_lse = tl.where(total == 0.0, -INFINITY, (peak + tl.log2(safe)) * LN2)
+    lse += (item * heads + head) * queries
+    if GAPS:
+        tl.store(lse + spot, found_lse, mask=spot >= 0)
+    else:
+        tl.store(lse + spot, found_lse)
+
+
+@triton.jit
+def _met(logits, values, peak, total, mean, unseen, PRECISION: tl.constexpr):
+    """A step of online softmax: the largest logit, sum of powers and sum of values of each row, with a tile more.
+
+    Args:
+        unseen: 0, or infinity where the tile's logits, finite ones, do not count.
+    """
+    higher = tl.maximum(peak, tl.max(logits, 1) - unseen)
+    shift = tl.where(higher == -INFINITY, 0.0, higher)
+    weights = tl.exp2(logits - (shift + unseen)[:, None])
+    kept = tl.exp2(peak - shift)
+    total = total * kept + tl.sum(weights, 1)
+    mean = tl.dot(weights.to(values.dtype), values, mean * kept[:, None], input_precision=PRECISION)
+    return higher, total, mean

@@ -1,0 +1,193 @@
+"""The gradient of the queries of blocks: the walk of the forward kernel once more, with the weights made anew."""
+
+# Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from attnkit.kernels.triton.tiles import (
+    INFINITY,
+    LOG2E,
+    bias_at,
+    first_seen,
+    listed_tokens,
+    numbers_at,
+    placed,
+    put_rows,
+    rows_at,
+    tokens_of,
+)
+
+
+@triton.jit
+def blocks_query_gradient(
+    grad_q,
+    delta,
+    grad_out,
+    grad_lse,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    query_token,
+    key_token,
+    index,
+    key_mask,
+    bias,
+    scale,
+    grad_q_b,
+    grad_q_h,
+    grad_q_n,
+    grad_q_d,
+    grad_out_b,
+    grad_out_h,
+    grad_out_n,
+    grad_out_d,
+    grad_lse_b,
+    grad_lse_h,
+    grad_lse_n,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    v_b,
+    v_h,
+    v_n,
+    v_d,
+    out_b,
+    out_h,
+    out_n,
+    out_d,
+    query_token_b,
+    query_token_h,
+    key_token_b,
+    key_token_h,
+    index_b,
+    index_h,
+    key_mask_b,
+    key_mask_h,
+    bias_b,
+    bias_h,
+    bias_r,
+    bias_t,
+    bias_c,
+    heads,
+    queries,
+    query_blocks,
+    query_slots,
+    key_slots,
+    topk,
+    prefix,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    GAPS: tl.constexpr,
+    DIRECT: tl.constexpr,
+    PREFIX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradient of a tile of BLOCK_M queries, and their `delta`, which the other gradients need.
+
+    With weights p and `reached = grad_out . v`, the logits get `p * (reached - delta)`, where `delta` is the average of
+    what is reached, which is `grad_out . out`, less what arrives at the lse.
+
+    Args:
+        delta: float32 (B, heads, queries), written here.
+        grad_lse: gradient of the lse, or None.
+        scale: factor of the logits.
+        queries: queries outside the prefix, which `grad_out`, `out` and `lse` begin with.
+        topk: blocks of keys a block of queries sees, entries of -1 among them; 1 without an index.
+        GAPS: whether a tile of queries may have empty slots.
+        DIRECT: whether every tile of BLOCK_N keys falls into one block, without empty slots or a mask.
+        PREFIX: whether there is a prefix.
+    """
+    tile, block, item, head = placed(tl.cdiv(query_slots, BLOCK_M), query_blocks, heads)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    query = tokens_of(query_token + item * query_token_b + head * query_token_h, block, row, query_slots, GAPS)
+    spot = query - prefix
+    rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, GAPS)
+    grads = rows_at(
+        grad_out + item * grad_out_b + head * grad_out_h, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, GAPS
+    )
+    means = rows_at(out + item * out_b + head * out_h, spot, out_n, out_d, VALUE_WIDTH, BLOCK_V, GAPS)
+    totals = numbers_at(lse + (item * heads + head) * queries, spot, 1, INFINITY, GAPS)
+    # Where nothing is seen there are no weights: the power of a logit less infinity is 0.
+    totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
+    average = tl.sum(grads.to(tl.float32) * means.to(tl.float32), 1)
+    if grad_lse is not None:
+        arriving = numbers_at(grad_lse + item * grad_lse_b + head * grad_lse_h, spot, grad_lse_n, 0.0, GAPS)
+        average -= tl.where(totals == INFINITY, 0.0, arriving)
+    delta += (item * heads + head) * queries
+    if GAPS:
+        tl.store(delta + spot, average, mask=spot >= 0)
+    else:
+        tl.store(delta + spot, average)
+    k += item * k_b + head * k_h
+    v += item * v_b + head * v_h
+    key_token += item * key_token_b + head * key_token_h
+    if index is not None:
+        index += item * index_b + head * index_h + block * topk
+    if key_mask is not None:
+        key_mask += item * key_mask_b + head * key_mask_h
+    if bias is not None:
+        bias += item * bias_b + head * bias_h + block * bias_r
+    grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if PREFIX or not DIRECT:
+        listed = prefix if DIRECT else prefix + topk * key_slots
+        # A prefix is short.
+        SOME: tl.constexpr = 16 if DIRECT else BLOCK_N
+        for start in range(0, listed, SOME):
+            column = start + tl.arange(0, SOME)
+            key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
+            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            if bias is not None:
+                logits += bias_at(bias, row * bias_t, column * bias_c, query, key, True)
+            logits = tl.where((key >= 0)[None, :], logits, -INFINITY)
+            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
+            grad = _pulled(logits, totals, average, grads, near, values, grad, PRECISION)
+    if DIRECT:
+        visits = topk * (key_slots // BLOCK_N)
+        if index is not None:
+            spare = first_seen(index, topk)
+            visits = tl.where(spare >= 0, visits, 0)
+        for visit in range(visits):
+            place = visit * BLOCK_N // key_slots
+            column = visit * BLOCK_N + tl.arange(0, BLOCK_N)
+            found, unseen = block, 0.0
+            if index is not None:
+                found = tl.load(index + place)
+                # Instead of no block, one that is seen anyway: what stands in another may be NaN.
+                unseen = tl.where(found >= 0, 0.0, INFINITY)
+                found = tl.where(found >= 0, found, spare)
+            key = tl.load(key_token + found * key_slots + (column - place * key_slots))
+            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, False)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            if bias is not None:
+                added = bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, GAPS)
+                if index is not None:
+                    added = tl.where(unseen == 0.0, added, 0.0)
+                logits += added
+            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, False)
+            grad = _pulled(logits, totals + unseen, average, grads, near, values, grad, PRECISION)
+    put_rows(grad_q + item * grad_q_b + head * grad_q_h, query, grad_q_n, grad_q_d, grad * scale, WIDTH, BLOCK_D, GAPS)
+
+
+@triton.jit
+def _pulled(logits, totals, average, grads, near, values, grad, PRECISION: tl.constexpr):
+    """The queries' gradient before it is scaled, with a tile of keys more."""
+    weights = tl.exp2(logits - totals[:, None])
+    reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+    pull = weights * (reached - average[:, None])
+    return tl.dot(pull.to(near.dtype), near, grad, input_precision=PRECISION)

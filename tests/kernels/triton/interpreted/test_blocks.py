@@ -1,0 +1,83 @@
+"""Blocks by Triton's interpreter: the kernels' arithmetic and addresses, without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit import Grid, attend
+from attnkit.kernels import recording
+from attnkit.kernels.ops.blocks import BLOCKS
+from attnkit.kernels.triton import configs
+from attnkit.kernels.triton.blocks import PAIR
+from attnkit.kernels.triton.configs import Config
+from attnkit.layouts import Blocks
+from attnkit.testing import random_qkv, random_tensor
+from tests.kernels.triton import block_cases
+from tests.kernels.triton.block_cases import CASES, check
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(configs, "configuration", lambda *_: Config(16, 16, 1, 1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_the_oracle(name, request):
+    case = CASES[name]
+    if not case.tiles:
+        request.getfixturevalue("small_tiles")
+    check(case, "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", block_cases.OPERATORS)
+def test_as_the_other_kernels_of_the_operator(name):
+    """Every argument of the operator in every form, against the kernels of the CPU in float64."""
+    block_cases.check_operator(block_cases.OPERATORS[name], PAIR, "cpu")
+
+
+def test_chosen_by_name_only():
+    layout = Blocks.windows(Grid(4, 4), 2)
+    with recording() as choices:
+        attend(*random_qkv((16, 16), batch=1, heads=1, dtype=torch.float32), layout)
+    assert choices[0].backend != "triton"
+    assert "Triton interprets its kernels" in choices[0].reasons["triton"][0]
+
+
+# Products with what is masked afterwards.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", block_cases.POISONED)
+def test_what_nobody_sees_matters_to_nobody(name, poison):
+    block_cases.check_poisoned(block_cases.POISONED[name](), poison, "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_the_memory_order_of_one_projection():
+    layout = Blocks.windows(Grid(4, 8, prefix=1), 4)
+    columns = random_tensor(2, 33, 2 * 3 * 16, seed=4, dtype=torch.float32).requires_grad_()
+    grads = []
+    for backend in ("triton", "reference"):
+        q, k, v = columns.unflatten(-1, (3, 2, 16)).movedim(2, 0).transpose(2, 3)
+        out = attend(q, k, v, layout, backend=backend)
+        grads += torch.autograd.grad(out.square().sum(), columns)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+    q, k, v = columns[:, 1:].detach().unflatten(-1, (3, 2, 16)).movedim(2, 0).transpose(2, 3)
+    assert attend(q, k, v, Blocks.windows(Grid(4, 8), 4), backend="triton").transpose(1, 2).is_contiguous()
+
+
+def test_no_items():
+    q, k, v = (one[:0].requires_grad_() for one in random_qkv((16, 16), dtype=torch.float32))
+    attend(q, k, v, Blocks.windows(Grid(4, 4), 2), backend="triton").sum().backward()
+    assert k.grad is not None and k.grad.shape == k.shape
+
+
+def test_the_operators_of_the_cpu_stay_their_own():
+    """That Triton interprets does not change what other backends compute: float64 here."""
+    assert PAIR.op is not BLOCKS.op
+    layout = Blocks.windows(Grid(4, 4), 2)
+    given = random_qkv((16, 16), dtype=torch.float64)
+    found, right = (attend(*given, layout, backend=one) for one in ("chunked", "reference"))
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)

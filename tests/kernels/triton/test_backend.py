@@ -1,0 +1,75 @@
+"""Which calls the triton backend refuses, and that nothing imports Triton before it is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from attnkit import Grid
+from attnkit.kernels.call import AttendCall
+from attnkit.kernels.triton import backend, version
+from attnkit.layouts import Blocks, Dense
+from attnkit.testing import random_qkv
+
+LAYOUT = Blocks.windows(Grid(4, 4), 2)
+
+
+@pytest.fixture(autouse=True)
+def a_gpu(monkeypatch):
+    """What is asked of a GPU, answered for the CPU that there is."""
+    monkeypatch.setattr(backend, "INTERPRETING", True)
+    monkeypatch.setattr(backend, "_MISSING", "")
+
+
+def reasons(layout=LAYOUT, widths=(16, 16), dtype=torch.float32, **changes):
+    given = random_qkv((16, 16), head_dim=widths[0], value_dim=widths[1], dtype=dtype)
+    return " ".join(backend.TritonBackend().why_not(AttendCall(*given, layout, 1.0).replace(**changes)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_it_takes(dtype):
+    assert reasons(dtype=dtype) == ""
+    assert reasons(widths=(256, 3), dtype=dtype) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"layout": Dense(16)}, "a dense layout has no kernels here; it takes blocks"),
+        ({"dtype": torch.float64}, "q is torch.float64; its kernels take float32, bfloat16 and float16"),
+        ({"widths": (16, 260)}, "a head is 260 wide, and its kernels have room for 256"),
+        ({"v": torch.zeros(1, 1, 16, 4, dtype=torch.float16)}, "q and k are torch.float32 but v is torch.float16"),
+        ({"gain": torch.zeros(1, 1, 16, 16)}, "a gain multiplies the weights"),
+    ],
+)
+def test_what_it_refuses(given, reason):
+    assert reason in reasons(**given)
+
+
+def test_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "INTERPRETING", False)
+    assert reasons() == "q lies on cpu, and its kernels are for GPUs"
+
+
+def test_an_old_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    with FakeTensorMode():
+        given = [torch.empty(1, 1, 16, 16, device="cuda") for _ in range(3)]
+        found = backend.TritonBackend().why_not(AttendCall(*given, LAYOUT, 1.0))
+    assert found == ("the GPU has compute capability 7.5; its kernels need 8.0",)
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(version.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "_MISSING", version.missing())
+    assert reasons().startswith("Triton is not installed; on Linux, pip install 'attnkit[triton]'")
+
+
+@pytest.mark.parametrize(("found", "refused"), [("3.5.1", True), ("2.10.0", True), ("3.6.0", False), ("3.10", False)])
+def test_an_old_triton(monkeypatch, found, refused):
+    monkeypatch.setattr(version.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(version.importlib.metadata, "version", lambda name: found)
+    assert (f"Triton is {found}, and its kernels need 3.6 or newer" == version.missing()) is refused
+    assert bool(version.missing()) is refused

@@ -1,0 +1,25 @@
+"""The interpreted tests, in a process of their own: whether Triton interprets is settled when it is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+@pytest.mark.slow
+def test_in_a_process_that_interprets():
+    command = [sys.executable, "-m", "pytest", "tests/kernels/triton/interpreted", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    summary = re.search(r"^(\d+) passed(?:, \d+ warnings?)? in ", done.stdout, re.MULTILINE)
+    assert summary is not None and int(summary[1]) >= 40, text
