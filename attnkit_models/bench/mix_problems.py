@@ -53,8 +53,11 @@ def alone(together: attnkit.HeadMix, groups: Sequence[Mapping[str, Any]], head_d
                 one.qkv.weight.copy_(together.qkv.weight[rows])
                 one.qkv.bias.copy_(together.qkv.bias[rows])
                 columns = rows.stop
-            one.proj.weight.copy_(together.proj.weight[:, channels : channels + width])
-            one.proj.bias.copy_(together.proj.bias if at == 0 else torch.zeros_like(one.proj.bias))
+            own, whole = one.get_submodule("proj"), together.get_submodule("proj")
+            assert isinstance(own, nn.Linear) and isinstance(whole, nn.Linear)
+            own.weight.copy_(whole.weight[:, channels : channels + width])
+            # The sum of all outputs has the bias once.
+            own.bias.copy_(whole.bias).mul_(at == 0)
         channels += width
         made.append(one)
     return made
