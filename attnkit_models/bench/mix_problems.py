@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ def mix(setting: Setting, *, batch: int, side: int, head_dim: int, groups: Seque
     together, grid = layer(heads * head_dim, groups, setting), attnkit.Grid(side, side)
     apart = alone(together, groups, head_dim).to(setting.device, setting.dtype).eval()
     x = layer_input(batch, side, heads * head_dim, setting)
+    exact = Exact(together, grid, x)
     runs: dict[str, tuple[nn.Module, Run]] = {
         OURS: (together, lambda x: [together(x, grid)]),
         "its groups alone": (apart, lambda x: [one(x, grid) for one in apart]),
@@ -33,7 +36,7 @@ def mix(setting: Setting, *, batch: int, side: int, head_dim: int, groups: Seque
     for name, (module, run) in runs.items():
         leaves = (x, *module.parameters())
         contenders[name] = Contender(
-            lambda run=run: run(x), leaves, check(run, together, grid, leaves), step=step(run, leaves)
+            lambda run=run: run(x), leaves, lambda _, run=run: exact.errors(run), step=step(run, leaves)
         )
     return Problem(contenders, None, {"tokens": side**2, "batch": x.shape[0], "heads": heads, "groups": len(groups)})
 
@@ -76,25 +79,28 @@ def step(run: Run, leaves: Sequence[Tensor]) -> Callable[[], object]:
     return both
 
 
-def check(
-    run: Run, together: attnkit.HeadMix, grid: attnkit.Grid, leaves: Sequence[Tensor]
-) -> Callable[[Contender], Mapping[str, float]]:
-    """Holds the sum of some layers to the mix on the backend `reference`, in float64 on one image."""
+class Exact:
+    """What a mix gives on the backend `reference`, in float64 on one image: its output and the image's gradient."""
 
-    def held(_: Contender) -> Mapping[str, float]:
-        image = leaves[0].detach()[:1].requires_grad_()
-        out = torch.stack(run(image)).sum(0)
-        with torch.random.fork_rng(devices=[]):
-            exact = attnkit.HeadMix(together.dim, together.options, head_dim=together.head_dim)
-        exact = exact.to(image.device).double().eval()
-        exact.load_state_dict(together.state_dict())
-        wide = image.detach().double().requires_grad_()
-        with attnkit.use_backend("reference"):
-            right = exact(wide, grid)
-        arriving = torch.randn(right.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        arriving = arriving.to(out.device, out.dtype)
-        found = torch.autograd.grad(out, image, arriving)[0]
-        expected = torch.autograd.grad(right, wide, arriving.double())[0]
+    def __init__(self, together: attnkit.HeadMix, grid: attnkit.Grid, x: Tensor) -> None:
+        self.together, self.grid = together, grid
+        self.image = x.detach()[:1].requires_grad_()
+
+    def errors(self, run: Run) -> Mapping[str, float]:
+        """How far the sum of some layers is from it."""
+        out = torch.stack(run(self.image)).sum(0)
+        right, arriving, expected = self.numbers
+        found = torch.autograd.grad(out, self.image, arriving.to(out.dtype))[0]
         return {"output": difference(out, right), "gradients": difference(found, expected)}
 
-    return held
+    @functools.cached_property
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, a gradient that arrives there, and that of the image; computed once."""
+        wide = copy.deepcopy(self.together).double()
+        image = self.image.detach().double().requires_grad_()
+        with attnkit.use_backend("reference"):
+            right = wide(image, self.grid)
+        generator = torch.Generator().manual_seed(1)
+        arriving = torch.randn(right.shape, generator=generator, dtype=self.image.dtype).to(image.device)
+        expected = torch.autograd.grad(right, image, arriving.double())[0]
+        return right.detach(), arriving, expected

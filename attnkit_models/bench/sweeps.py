@@ -26,7 +26,7 @@ class Sweep:
 
 
 def _sweep(name: str, title: str, axis: str, problem: str, rows: Mapping[str, Mapping[str, object]]) -> Sweep:
-    cases = (Case(f"{name}/{label}", problem, sizes, seconds=5.0, title=label) for label, sizes in rows.items())
+    cases = (Case(f"{name}/{label}", problem, sizes, seconds=4.0, title=label) for label, sizes in rows.items())
     return Sweep(name, title, axis, tuple(cases))
 
 
@@ -114,5 +114,5 @@ MODELS: tuple[Case, ...] = tuple(
         seconds=seconds,
         title=f"{size} x {size} pixels",
     )
-    for size, batch, seconds in ((224, 4, 40.0), (384, 2, 40.0), (512, 1, 40.0), (1024, 1, 120.0))
+    for size, batch, seconds in ((224, 4, 40.0), (384, 2, 40.0), (512, 1, 40.0), (1024, 1, 60.0))
 )
