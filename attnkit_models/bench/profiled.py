@@ -51,7 +51,7 @@ def profiled(call: Callable[[], object], device: torch.device, rounds: int = 3) 
         rounds: how often it is called.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with _spans(), profile(activities=activities) as found:
+    with _spans(), profile(activities=activities, acc_events=True) as found:
         for _ in range(rounds):
             with record_function(PASS):
                 call()

@@ -80,7 +80,7 @@ def test_a_layer_is_told_in_all_its_parts(grad):
 def test_a_backward_pass_belongs_to_what_made_it():
     """Nothing but a linear map has a gradient here, so that all products of both passes are its own."""
     layer, x = torch.nn.Linear(64, 64), torch.randn(256, 64)
-    with profiled._spans(), torch.profiler.profile() as found, torch.profiler.record_function(profiled.PASS):
+    with profiled._spans(), torch.profiler.profile(acc_events=True) as found, torch.profiler.record_function(profiled.PASS):
         layer(x).sum().backward()
     spent = profiled.shared_out(found.events())
     backward = [one for one in found.events() if one.name == "aten::mm"]
@@ -91,7 +91,7 @@ def test_a_backward_pass_belongs_to_what_made_it():
 def test_hooks_and_wrappers_are_gone_afterwards():
     layer, x = torch.nn.Linear(4, 4), torch.randn(1, 4)
     profiled.profiled(lambda: layer(x), CPU, rounds=1)
-    with torch.profiler.profile() as found:
+    with torch.profiler.profile(acc_events=True) as found:
         layer(x)
     assert LINEAR not in {one.name for one in found.events()}
 
