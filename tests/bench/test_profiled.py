@@ -80,7 +80,11 @@ def test_a_layer_is_told_in_all_its_parts(grad):
 def test_a_backward_pass_belongs_to_what_made_it():
     """Nothing but a linear map has a gradient here, so that all products of both passes are its own."""
     layer, x = torch.nn.Linear(64, 64), torch.randn(256, 64)
-    with profiled._spans(), torch.profiler.profile(acc_events=True) as found, torch.profiler.record_function(profiled.PASS):
+    with (
+        profiled._spans(),
+        torch.profiler.profile(acc_events=True) as found,
+        torch.profiler.record_function(profiled.PASS),
+    ):
         layer(x).sum().backward()
     spent = profiled.shared_out(found.events())
     backward = [one for one in found.events() if one.name == "aten::mm"]
