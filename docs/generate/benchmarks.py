@@ -140,10 +140,10 @@ NAMED = ("regions/128x128", "predicted_keys/3136")
 
 def readme(text: str, found: dict[str, dict[str, Any]]) -> str:
     """The README with the times of the first machine's headline in it."""
-    headlines = [report.by_name(one) for one in found.values() if one["kind"] == "headline"]
+    cases = next((report.by_name(one) for one in found.values() if one["kind"] == "headline"), {})
     for name, (pattern, sentence) in zip(NAMED, SAYS, strict=True):
-        times = [report.number(cases[name], who, "forward") for cases in headlines[:1] for who in (OURS, DENSE)]
-        if all(times) and times:
+        times = [report.number(cases[name], who, "forward") for who in (OURS, DENSE)] if name in cases else [None]
+        if all(times):
             spaced = pattern.replace(" ", r"\s+")
             put = sentence.format(*(f"{time:,.0f}" for time in times if time))
             # Line breaks stay where they are.
