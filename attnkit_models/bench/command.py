@@ -86,7 +86,7 @@ def _tune(what: str | None, only: str | None, listed: bool) -> None:
 
 
 def _print_reports(folder: Path) -> None:
-    from attnkit_models.bench import report, results
+    from attnkit_models.bench import report, results, roofline
 
     found = sorted(folder.glob("*.json"))
     if not found:
@@ -96,6 +96,8 @@ def _print_reports(folder: Path) -> None:
         typer.echo(f"{path.name}\n{report.about(one)}\n")
         if one["kind"] == "headline":
             typer.echo(report.targets_table(one) + "\n")
+            if limits := roofline.table(one):
+                typer.echo(limits + "\n")
         for record in one["cases"]:
             table = report.models_table(record) if one["kind"] == "models" else report.case_table(record)
             typer.echo(f"{record['name']}\n\n{table}\n")

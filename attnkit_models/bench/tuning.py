@@ -15,6 +15,7 @@ from torch import Tensor
 
 import attnkit
 from attnkit.errors import ConfigError
+from attnkit.kernels.ops.blocks import BLOCKS
 from attnkit.kernels.triton import configs
 from attnkit.kernels.triton.configs import Config, Direction
 from attnkit.layouts import Blocks
@@ -22,7 +23,7 @@ from attnkit_models.bench.timing import interleaved
 
 # Tokens along a side of the square regions that stand for each line of the table.
 SIDES = {16: 4, 32: 5, 64: 8, 128: 16}
-DTYPES = (torch.bfloat16, torch.float32)
+NUMBERS = ("bfloat16", "float32", "tf32")
 # Below this share of the time before, a neighbour is better; anything above may be chance.
 BETTER = 0.97
 ROUNDS = 4
@@ -37,12 +38,18 @@ class Kernel:
     direction: Direction
     tile: int
     head_dim: int
-    dtype: torch.dtype
+    numbers: str
+    bias: bool
 
     @property
     def name(self) -> str:
-        """`"forward/64/32/bfloat16"`; what `--only` matches."""
-        return f"{self.direction}/{self.tile}/{self.head_dim}/{str(self.dtype).removeprefix('torch.')}"
+        """`"forward/64/32/bfloat16"`, `"forward/64/32/tf32 and bias"`; what `--only` matches."""
+        return f"{self.direction}/{self.tile}/{self.head_dim}/{self.numbers}{' and bias' if self.bias else ''}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is multiplied as `numbers` says."""
+        return torch.bfloat16 if self.numbers == "bfloat16" else torch.float32
 
     @property
     def tokens(self) -> int:
@@ -51,12 +58,16 @@ class Kernel:
 
     def configured(self, device_class: str) -> Config:
         """What the table has for it."""
-        return configs.configuration(self.direction, self.tokens, self.head_dim, self.dtype, device_class)
+        return configs.configuration(*self._question, device_class, self.bias, self.numbers == "tf32")
 
     @property
     def spot(self) -> configs.Spot:
         """Where the table has it."""
-        return configs.spot_of(self.direction, self.tokens, self.head_dim, self.dtype)
+        return configs.spot_of(*self._question, self.bias, self.numbers == "tf32")
+
+    @property
+    def _question(self) -> tuple[Direction, int, int, torch.dtype]:
+        return self.direction, self.tokens, self.head_dim, self.dtype
 
 
 def kernels(only: str | None = None) -> list[Kernel]:
@@ -65,11 +76,13 @@ def kernels(only: str | None = None) -> list[Kernel]:
     Raises:
         ConfigError: if none does.
     """
-    every = itertools.product(configs.DIRECTIONS, configs.REGION_SIZES, configs.HEAD_DIMS, DTYPES)
+    every = itertools.product(configs.DIRECTIONS, configs.REGION_SIZES, configs.HEAD_DIMS, NUMBERS, (False, True))
     found = [Kernel(*one) for one in every]
     chosen = [one for one in found if only is None or fnmatch.fnmatchcase(one.name, only)]
     if not chosen:
-        raise ConfigError(f"no kernel is named {only!r}; names are like {found[0].name!r} and 'key_gradient/*/float32'")
+        raise ConfigError(
+            f"no kernel is named {only!r}; names are like {found[0].name!r} and 'key_gradient/*/float32*'"
+        )
     return chosen
 
 
@@ -138,43 +151,58 @@ def tune(only: str | None, tell: Callable[[str], object], path: Path = configs.P
     name = configs.device_class(device)
     for kernel in chosen:
         start = kernel.configured(name)
-        with _problem(kernel, device) as run:
+        with problem(kernel, device, images(kernel)) as run:
             best = climbed(start, kernel.tile, partial(_times, kernel, name, run, tell))
         if best != start:
             configs.put(name, kernel.spot, best)
         # After each: an interruption loses nothing.
         path.write_text(configs.written(), encoding="utf-8")
         tell(f"{kernel.name:36} {'kept' if best == start else 'now'} {tuple(best)}")
-    tell(
-        f"wrote {path}; `make compile-kernels` holds it to registers and shared memory, and renews the page on kernels"
-    )
+    tell(f"wrote {path}; `make kernels` holds it to registers and shared memory, and renews the page on kernels")
+
+
+def images(kernel: Kernel) -> int:
+    """About as much memory for every width, and so much work that launching takes none of the time."""
+    return 64 * 64 // kernel.head_dim * 2 // kernel.dtype.itemsize
 
 
 Run = Callable[[], Sequence[Tensor]]
 
 
 @contextmanager
-def _problem(kernel: Kernel, device: torch.device) -> Iterator[Run]:
-    """Routed regions of which the kernel is the greater part: what computes them, and what is to be equal."""
+def problem(kernel: Kernel, device: torch.device, batch: int) -> Iterator[Run]:
+    """Routed regions, of whose operator or of whose backward pass the kernel is a great part.
+
+    Args:
+        kernel: what is measured.
+        device: where.
+        batch: images at a time.
+    """
     side = SIDES[kernel.tile]
     across = 64 // side * side
     regions, width = across // side, kernel.head_dim
-    # About as much memory for every width, and enough work that launching takes none of the time.
-    batch = max(64 * 64 // width, 1) * 2 // kernel.dtype.itemsize
     generator = torch.Generator(device).manual_seed(0)
     shape = (batch, across**2, 3, 8, width)
     made = torch.randn(shape, generator=generator, device=device, dtype=kernel.dtype).permute(2, 0, 3, 1, 4)
-    leaves = [one.requires_grad_(kernel.direction != "forward") for one in made]
+    q, k, v = (one.requires_grad_(kernel.direction != "forward") for one in made)
     drawn = torch.rand(batch, regions**2, regions**2, generator=generator, device=device)
     index = drawn.topk(max(256 // side**2, 4)).indices
     layout = Blocks.from_regions(attnkit.Grid(across, across), regions, index, unique=True)
-    q, k, v = leaves
-    if kernel.direction == "forward":
-        yield lambda: [attnkit.attend(q, k, v, layout, backend="triton")]
-    else:
-        out = attnkit.attend(q, k, v, layout, backend="triton")
-        grad = torch.randn_like(out)
-        yield lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    token, slot, bias = layout.order.token, layout.order.slot, None
+    if kernel.bias:
+        bias = torch.randn(1, 8, 1, side**2, layout.key_slots, generator=generator, device=device, dtype=kernel.dtype)
+    tables = (token, slot, token, slot, layout.index, None, bias, 0, [False, False], width**-0.5)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kernel.numbers == "tf32" else "ieee"
+    try:
+        if kernel.direction == "forward":
+            yield lambda: [BLOCKS.op(q, k, v, *tables)[0]]
+        else:
+            out = BLOCKS.op(q, k, v, *tables)[0]
+            grad = torch.randn_like(out)
+            yield lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def _times(

@@ -18,14 +18,17 @@ from attnkit.kernels.triton.configs import (
     put,
     tile_of,
 )
-from attnkit_models.bench.tuning import SIDES, alike, climbed, kernels, neighbours, tune
+from attnkit_models.bench.tuning import SIDES, alike, climbed, images, kernels, neighbours, problem, tune
 
 
 def test_every_line_of_the_table_is_a_kernel():
     found = kernels()
-    assert len({one.name for one in found}) == len(DIRECTIONS) * len(REGION_SIZES) * len(HEAD_DIMS) * 2
+    assert len({one.name for one in found}) == len(DIRECTIONS) * len(REGION_SIZES) * len(HEAD_DIMS) * 6
     assert {tile: tile_of(side**2) for tile, side in SIDES.items()} == {tile: tile for tile in REGION_SIZES}
-    assert [one.name for one in kernels("forward/64/32/*")] == ["forward/64/32/bfloat16", "forward/64/32/float32"]
+    assert [one.name for one in kernels("forward/64/32/*32*")] == [
+        f"forward/64/32/{numbers}" for numbers in ("float32", "float32 and bias", "tf32", "tf32 and bias")
+    ]
+    assert len({one.spot for one in found}) == len(found)
     with pytest.raises(ConfigError, match="no kernel is named 'forwards'; names are like 'forward/16/16/bfloat16'"):
         kernels("forwards")
 
@@ -72,6 +75,23 @@ def test_results_that_differ_are_not_alike():
     assert alike(one, one + 1e-3)
     assert not alike(one, one + 3e-3)
     assert not alike(one, one * torch.nan)
+
+
+@pytest.mark.parametrize("name", ["forward/16/16/bfloat16 and bias", "key_gradient/32/32/tf32"])
+def test_what_is_timed_runs_anywhere(name):
+    kernel, before = kernels(name)[0], torch.backends.cuda.matmul.fp32_precision
+    with problem(kernel, torch.device("cpu"), 1) as run:
+        found = run()
+    side = SIDES[kernel.tile]
+    assert len(found) == (1 if kernel.direction == "forward" else 3)
+    for one in found:
+        assert one.shape == (1, 8, (64 // side * side) ** 2, kernel.head_dim)
+        assert one.dtype == kernel.dtype and bool(one.isfinite().all())
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_the_work_is_about_the_same():
+    assert {images(one) * one.head_dim * one.dtype.itemsize for one in kernels()} == {2 * 64 * 64}
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):

@@ -24,9 +24,6 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
-# Bytes of shared memory a program may have. GPUs of the class sm_80 have 163 KiB or, the smaller ones, 99.
-SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-
 # What multiplies matrices, by its name in the assembly. NVIDIA's machine code calls the first two HMMA and HGMMA.
 INSTRUCTIONS = {
     "mma": r"\bmma\.sync",

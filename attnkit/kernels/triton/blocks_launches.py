@@ -19,6 +19,9 @@ from attnkit.kernels.triton.launch import Launch
 
 # Programs that keep a large GPU busy: into so many shares at most is a sum cut that all blocks contribute to.
 PROGRAMS = 1024
+# Columns at most where they are a list of tokens, of which threads hold as many as there are columns: with 64 of them a
+# kernel takes twice the registers that whole tiles need.
+LISTED = 32
 
 
 class Forward(NamedTuple):
@@ -72,8 +75,8 @@ class _Call:
 
     def config(self, direction: Direction, region: int) -> Config:
         width = max(self.width, self.value_width)
-        biased = self.tables.bias is not None
-        return configs.configuration(direction, region, width, self.q.dtype, self.device_class, biased)
+        biased, rounded = self.tables.bias is not None, precision() == "tf32"
+        return configs.configuration(direction, region, width, self.q.dtype, self.device_class, biased, rounded)
 
     def widths(self) -> dict[str, Any]:
         return {
@@ -113,12 +116,15 @@ class _Call:
         """Constants and configuration of a kernel that makes queries' rows."""
         rows, columns, warps, stages = self.config(direction, self.query_slots)
         columns = min(columns, _tile(self.listed))
+        gaps = self.tables.padded[1] or self.key_mask is not None
+        if gaps or self.key_slots % columns:
+            columns = min(columns, LISTED)
         constants = {
             **self.widths(),
             "BLOCK_M": rows,
             "BLOCK_N": columns,
             "GAPS": self.tables.padded[0] or self.query_slots % rows > 0,
-            "DIRECT": not (self.tables.padded[1] or self.key_slots % columns or self.key_mask is not None),
+            "DIRECT": not (gaps or self.key_slots % columns),
             "PREFIX": self.tables.prefix > 0,
             "PRECISION": precision(),
         }
@@ -222,7 +228,9 @@ def _key_gradients(call: _Call, given: dict[str, Any], grad_k: Tensor, grad_v: T
     inverse = None
     if call.index is None:
         columns = min(columns, _tile(call.query_slots))
-    else:
+    if tables.padded[0] or call.query_slots % columns:
+        columns = min(columns, LISTED)
+    if call.index is not None:
         # A piece of small blocks fills a tile.
         inverse = inverse_of(call.index, call.key_blocks, -(-columns // call.query_slots))
         own |= {name: getattr(inverse, name) for name in (*names, "pieces", "parts", "share")}
@@ -295,6 +303,8 @@ def _bias_gradient(call: _Call, given: dict[str, Any]) -> tuple[Launch, Tensor]:
     constants, config = call.walk("query_gradient")
     for name in ("GAPS", "DIRECT", "PREFIX"):
         del constants[name]
+    config = config._replace(columns=min(config.columns, LISTED))
+    constants["BLOCK_N"] = config.columns
     items, heads, blocks = bias.shape[:3]
     parts = items * heads * blocks
     shared_heads, shared_blocks = call.heads // heads, call.query_blocks // blocks

@@ -1,9 +1,9 @@
 """Configurations: tiles, warps and stages of the kernels of blocks, kept as a table and chosen by a rule.
 
-`configs.json` holds them by class of device, direction, bits of a number, region size and head dim. A bias, which is
-read in tiles of its own, has configurations of its own. A class has lines
-only where it departs from `default`. Nothing is timed at run time; `attnkit bench --tune` times candidates and rewrites
-the lines of its device.
+`configs.json` holds them by class of device, direction, bits of a number, region size and head dim. Products of float32
+in TF32, which tensor cores do, and a bias, which is read in tiles too, have lines of their own. A class has lines only
+where it departs from `default`. Nothing is timed at run time; `attnkit bench --tune` times candidates and rewrites the
+lines of its device.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from attnkit.errors import BackendError
 Direction: TypeAlias = Literal["forward", "query_gradient", "key_gradient"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "query_gradient", "key_gradient")
 DEVICE_CLASSES = ("sm_80", "sm_90", "sm_100", "gfx942")
+# Bytes of shared memory a program may have. GPUs of the class sm_80 have 163 KiB or, the smaller ones, 99.
+SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 # Tokens of a tile of rows that regions of any size are cut into, and the widths that head dims are padded to.
 REGION_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
-BITS = ("16 bit", "32 bit", "16 bit and bias", "32 bit and bias")
-# Direction, one of `BITS`, region size and head dim, as the table names them.
+NUMBERS = ("16 bit", "32 bit", "tf32", "16 bit and bias", "32 bit and bias", "tf32 and bias")
+# Direction, one of `NUMBERS`, region size and head dim, as the table names them.
 Spot: TypeAlias = "tuple[Direction, str, str, str]"
 PATH = Path(__file__).with_name("configs.json")
 
@@ -51,7 +53,13 @@ _TABLE: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8"))
 
 @functools.cache
 def configuration(
-    direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype, device_class: str, bias: bool = False
+    direction: Direction,
+    region_size: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device_class: str,
+    bias: bool = False,
+    tf32: bool = False,
 ) -> Config:
     """The configuration of a kernel.
 
@@ -62,24 +70,32 @@ def configuration(
         dtype: dtype of q, k and v, of 16 or 32 bits.
         device_class: as `device_class` gives it.
         bias: whether the logits get a bias.
+        tf32: whether products of float32 numbers are rounded to TF32.
 
     Raises:
         BackendError: for a wider head or another dtype.
     """
-    spot = spot_of(direction, region_size, head_dim, dtype, bias)
+    spot = spot_of(direction, region_size, head_dim, dtype, bias, tf32)
     found = own(device_class, spot) or own("default", spot)
     assert found is not None, spot
     return found
 
 
-def spot_of(direction: Direction, region_size: int, head_dim: int, dtype: torch.dtype, bias: bool = False) -> Spot:
+def spot_of(
+    direction: Direction,
+    region_size: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    bias: bool = False,
+    tf32: bool = False,
+) -> Spot:
     """Where the table has the configuration of a kernel; arguments as for `configuration`."""
     if not 1 <= head_dim <= HEAD_DIMS[-1]:
         raise BackendError(f"the Triton kernels have tiles for head dims 1 to {HEAD_DIMS[-1]}, not {head_dim}")
     if dtype.itemsize not in (2, 4):
         raise BackendError(f"the Triton kernels have tiles for dtypes of 16 and 32 bits, not {dtype}")
-    bits = f"{8 * dtype.itemsize} bit{' and bias' if bias else ''}"
-    return direction, bits, str(tile_of(region_size)), str(padded_dim(head_dim))
+    numbers = "tf32" if tf32 and dtype.itemsize == 4 else f"{8 * dtype.itemsize} bit"
+    return direction, numbers + " and bias" * bias, str(tile_of(region_size)), str(padded_dim(head_dim))
 
 
 def own(device_class: str, spot: Spot) -> Config | None:

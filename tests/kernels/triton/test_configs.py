@@ -10,10 +10,10 @@ import torch
 
 from attnkit.errors import BackendError
 from attnkit.kernels.triton.configs import (
-    BITS,
     DEVICE_CLASSES,
     DIRECTIONS,
     HEAD_DIMS,
+    NUMBERS,
     PATH,
     REGION_SIZES,
     Config,
@@ -32,8 +32,8 @@ def test_every_call_finds_a_configuration():
     for device, direction, size, width, dtype in itertools.product(
         DEVICE_CLASSES, DIRECTIONS, (1, 4, 16, 17, 49, 64, 100, 144, 196, 256, 1000), (1, 16, 24, 32, 200, 256), DTYPES
     ):
-        for bias in (False, True):
-            found = configuration(direction, size, width, dtype, device, bias)
+        for bias, tf32 in itertools.product((False, True), repeat=2):
+            found = configuration(direction, size, width, dtype, device, bias, tf32)
             assert isinstance(found, Config)
             # Tiles are powers of two that tensor cores take; more rows than a region has are padding.
             assert found.rows in (16, 32, 64, 128)
@@ -49,7 +49,7 @@ def test_the_table_has_known_names_only():
     for name, directions in table.items():
         assert set(directions) <= set(DIRECTIONS)
         for bits in directions.values():
-            assert set(bits) <= set(BITS)
+            assert set(bits) <= set(NUMBERS)
             for sizes in bits.values():
                 assert set(sizes) <= set(map(str, REGION_SIZES))
                 for widths in sizes.values():
@@ -58,7 +58,7 @@ def test_the_table_has_known_names_only():
             counted = [
                 len(widths) for bits in directions.values() for sizes in bits.values() for widths in sizes.values()
             ]
-            assert counted == [len(HEAD_DIMS)] * len(DIRECTIONS) * len(BITS) * len(REGION_SIZES)
+            assert counted == [len(HEAD_DIMS)] * len(DIRECTIONS) * len(NUMBERS) * len(REGION_SIZES)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,12 @@ def test_half_precisions_share_their_configurations():
     assert configuration("forward", 49, 32, torch.float16, "sm_90") == configuration(
         "forward", 49, 32, torch.bfloat16, "sm_90"
     )
+
+
+def test_rounded_products_of_float32_have_lines_of_their_own():
+    exact, rounded = (spot_of("forward", 49, 32, torch.float32, False, tf32)[1] for tf32 in (False, True))
+    assert (exact, rounded) == ("32 bit", "tf32")
+    assert spot_of("forward", 49, 32, torch.bfloat16, True, True)[1] == "16 bit and bias"
 
 
 def test_what_has_no_tile_is_refused():

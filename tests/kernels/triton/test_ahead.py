@@ -1,0 +1,134 @@
+"""Kernels compiled for GPUs that are not there: some of the table's lines; `make kernels` compiles all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnkit.kernels.triton import sweep
+from attnkit.kernels.triton.configs import DEVICE_CLASSES, DIRECTIONS, HEAD_DIMS, REGION_SIZES, SHARED
+from attnkit.kernels.triton.sweep import Line
+
+ROOT = Path(__file__).parents[3]
+
+# Of each class of devices the windows and regions of the models, and what needs most registers or shared memory.
+LINES = [
+    *(
+        Line(device, direction, "bfloat16", 64, 32, ragged, False)
+        for device in DEVICE_CLASSES
+        for direction in DIRECTIONS
+        for ragged in ((False, True) if device == "sm_90" else (True,))
+    ),
+    *(Line(device, "forward", "bfloat16", 128, 64, False, False) for device in DEVICE_CLASSES),
+    Line("sm_90", "forward", "float16", 64, 32, False, False),
+    Line("sm_90", "forward", "bfloat16", 16, 32, False, False),
+    Line("sm_90", "forward", "bfloat16", 128, 256, False, False),
+    Line("sm_90", "forward", "bfloat16", 64, 32, True, True),
+    Line("sm_90", "query_gradient", "bfloat16", 64, 32, True, True),
+    Line("sm_80", "key_gradient", "bfloat16", 64, 128, False, False),
+    Line("sm_90", "forward", "tf32", 64, 32, False, False),
+    Line("sm_80", "forward", "float32", 64, 32, False, False),
+]
+
+PROGRAM = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from attnkit.kernels.triton import sweep
+for words in json.loads(sys.stdin.read()):
+    for one in sweep.needs(sweep.Line(*words)):
+        print(json.dumps([words, one.launch.kernel.__name__, one.compiled, one.faults]), flush=True)
+"""
+
+
+# Triton is for Linux; elsewhere there is nothing that compiles.
+compiles = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[Line, str], tuple[list, list[str]]]:
+    """What every kernel of the lines needs, and what is wrong with it; compiled by a process of their own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(LINES),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = map(json.loads, done.stdout.splitlines())
+    return {(Line(*words), kernel): (needs, faults) for words, kernel, needs, faults in rows}
+
+
+@pytest.mark.slow
+@compiles
+def test_nothing_spills_and_everything_fits(found):
+    assert {line for line, _ in found} == set(LINES)
+    assert {f"{line}, {kernel}": faults for (line, kernel), (_, faults) in found.items() if faults} == {}
+    for (line, _), ((registers, spilled, shared, _), _) in found.items():
+        assert 0 < registers <= 512 if line.device_class == "gfx942" else registers <= 255
+        assert spilled <= sweep.TRIFLE
+        assert shared <= SHARED[line.device_class]
+
+
+@pytest.mark.slow
+@compiles
+def test_tensor_cores_multiply(found):
+    wanted = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
+    for device, instruction in wanted.items():
+        for direction in DIRECTIONS:
+            line = Line(device, direction, "bfloat16", 64, 32, True, False)
+            assert instruction in found[line, f"blocks_{direction}"][0][3], line
+    # Fewer rows than a warp group has, and float32 that is not to be rounded.
+    assert found[Line("sm_90", "forward", "bfloat16", 16, 32, False, False), "blocks_forward"][0][3] == ["mma"]
+    assert found[Line("sm_80", "forward", "float32", 64, 32, False, False), "blocks_forward"][0][3] == []
+    assert found[Line("sm_90", "forward", "tf32", 64, 32, False, False), "blocks_forward"][0][3] == ["wgmma"]
+
+
+@pytest.mark.slow
+@compiles
+def test_half_precisions_need_the_same(found):
+    halves = ("bfloat16", "float16")
+    both = [found[Line("sm_90", "forward", one, 64, 32, False, False), "blocks_forward"] for one in halves]
+    assert both[0] == both[1]
+
+
+def test_lines_are_all_of_the_table():
+    lines = sweep.lines()
+    assert len(set(lines)) == len(lines)
+    every = len(DEVICE_CLASSES) * len(DIRECTIONS) * len(REGION_SIZES) * len(HEAD_DIMS)
+    assert len(lines) == every * (3 * 4 + 1)
+    assert set(LINES) <= set(lines)
+
+
+def test_the_fingerprint_is_of_code_alone(tmp_path, monkeypatch):
+    source = "import triton\n\n\n@triton.jit\ndef kernel(x):\n    {}\n    return x + {}\n"
+    paths = [tmp_path / "sweep.py", tmp_path / "kernel.py"]
+
+    def fingerprint(docstring: str, number: int) -> str:
+        paths[1].write_text(source.format(f'"""{docstring}"""', number), encoding="utf-8")
+        return sweep.fingerprint()
+
+    monkeypatch.setattr(sweep, "__file__", str(paths[0]))
+    assert fingerprint("One.", 1) == fingerprint("Another.", 1) != fingerprint("One.", 2)
+    before = sweep.fingerprint()
+    monkeypatch.setattr(sweep, "PATH", tmp_path / "configs.json")
+    (tmp_path / "configs.json").write_text("{}", encoding="utf-8")
+    assert sweep.fingerprint() != before
+
+
+def test_making_lines_leaves_the_precision_alone():
+    before = torch.backends.cuda.matmul.fp32_precision
+    with sweep._multiplying("tf32"):
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == before
