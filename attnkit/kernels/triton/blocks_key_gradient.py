@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.tiles import INFINITY, LOG2E, numbers_at, placed, put_rows, rows_at, tokens_of
+from attnkit.kernels.triton.tiles import INFINITY, LOG2E, numbers_at, placed, put_rows, rows_at, settled, tokens_of
 
 
 @triton.jit
@@ -148,44 +148,47 @@ def blocks_key_gradient(
         for visit in range((end - begin) * (query_slots // BLOCK_M)):
             place = visit * BLOCK_M // query_slots
             row = visit * BLOCK_M - place * query_slots + tl.arange(0, BLOCK_M)
-            at = block
+            at = block.to(tl.int32)
             if entry is not None:
-                at = tl.load(entry + begin + place)
+                at = tl.load(entry + begin + place).to(tl.int32)
             query = tl.load(query_token + at // topk * query_slots + row)
             spot = query - prefix
             rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, False)
             logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * (scale * LOG2E)
             if bias is not None:
-                added = bias + at // topk * bias_r + row * bias_t
+                added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + at % topk * key_slots + slot) * bias_c
                 logits += _turned_bias(added, column, query, seen, GAPS)
             totals = numbers_at(lse, spot, 1, INFINITY, False)
             average = numbers_at(delta, spot, 1, 0.0, False)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, False)
-            sum_k, sum_v = _gathered(
-                logits, totals, average, rows, grads, values, query, sum_k, sum_v, False, PRECISION
-            )
+            sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION)
     else:
         listed = (end - begin) * query_slots
+        told = tl.full((BLOCK_M,), -1, tl.int64)
         for first in range(0, listed, BLOCK_M):
             line = first + tl.arange(0, BLOCK_M)
             place = line // query_slots
             row = line - place * query_slots
-            at = tl.zeros((BLOCK_M,), tl.int64) + block
+            at = tl.zeros((BLOCK_M,), tl.int32) + block.to(tl.int32)
             if entry is not None:
-                at = tl.load(entry + begin + place, mask=line < listed, other=0)
+                at = tl.load(entry + begin + place, mask=line < listed, other=0).to(tl.int32)
             query = tl.load(query_token + at // topk * query_slots + row, mask=line < listed, other=-1)
             spot = query - prefix
             rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, True)
             logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * (scale * LOG2E)
             if bias is not None:
-                added = bias + at // topk * bias_r + row * bias_t
+                added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + slot) * bias_c
                 logits += _turned_bias(added + at % topk * key_slots * bias_c, column, query, seen, True)
             totals = numbers_at(lse, spot, 1, INFINITY, True)
             average = numbers_at(delta, spot, 1, 0.0, True)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
-            sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, query, sum_k, sum_v, True, PRECISION)
+            sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION)
+            told = tl.maximum(told, query)
+        # Keys of which only empty slots could tell may be NaN.
+        sum_k = tl.where(tl.max(told, 0) >= 0, sum_k, 0.0)
+        sum_v = tl.where(tl.max(told, 0) >= 0, sum_v, 0.0)
     sum_k *= scale
     if GAPS:
         sum_k = tl.where((seen >= 0)[:, None], sum_k, 0.0)
@@ -278,28 +281,12 @@ def _turned_bias(rows, column, query, key, GAPS: tl.constexpr):
 
 
 @triton.jit
-def _gathered(
-    logits,
-    totals,
-    average,
-    rows,
-    grads,
-    values,
-    query,
-    sum_k,
-    sum_v,
-    GAPS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION: tl.constexpr):
     """The gradients of keys (not yet scaled) and values, with a tile of queries more; logits are keys by queries."""
-    totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
+    totals = settled(tl.where(totals == -INFINITY, INFINITY, totals * LOG2E))
     weights = tl.exp2(logits - totals[None, :])
-    if GAPS:
-        # Keys of which only an empty slot could tell may be NaN.
-        weights = tl.where((query >= 0)[None, :], weights, 0.0)
     sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
-    pull = weights * (tl.dot(values, tl.trans(grads), input_precision=PRECISION) - average[None, :])
-    if GAPS:
-        pull = tl.where((query >= 0)[None, :], pull, 0.0)
+    reached = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+    pull = weights * (reached - settled(average)[None, :])
     sum_k = tl.dot(pull.to(rows.dtype), rows, sum_k, input_precision=PRECISION)
     return sum_k, sum_v

@@ -12,9 +12,9 @@ from attnkit.kernels.triton.tiles import (
     INFINITY,
     LOG2E,
     bias_at,
-    first_seen,
     listed_tokens,
     numbers_at,
+    penalty,
     placed,
     put_rows,
     rows_at,
@@ -154,32 +154,29 @@ def blocks_query_gradient(
             logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
             if bias is not None:
                 logits += bias_at(bias, row * bias_t, column * bias_c, query, key, True)
-            logits = tl.where((key >= 0)[None, :], logits, -INFINITY)
+            logits += penalty(key)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
             grad = _pulled(logits, totals, average, grads, near, values, grad, PRECISION)
     if DIRECT:
-        visits = topk * (key_slots // BLOCK_N)
-        if index is not None:
-            spare = first_seen(index, topk)
-            visits = tl.where(spare >= 0, visits, 0)
-        for visit in range(visits):
+        for visit in range(topk * (key_slots // BLOCK_N)):
             place = visit * BLOCK_N // key_slots
             column = visit * BLOCK_N + tl.arange(0, BLOCK_N)
-            found, unseen = block, 0.0
+            slot = column - place * key_slots
             if index is not None:
                 found = tl.load(index + place)
-                # Instead of no block, one that is seen anyway: what stands in another may be NaN.
+                # Rows of zeros where there is no block, so that these logits, which do not count, are finite.
+                key = tl.load(key_token + tl.where(found >= 0, found, 0) * key_slots + slot)
+                key = tl.where(found >= 0, key, -1)
                 unseen = tl.where(found >= 0, 0.0, INFINITY)
-                found = tl.where(found >= 0, found, spare)
-            key = tl.load(key_token + found * key_slots + (column - place * key_slots))
-            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, False)
+            else:
+                key = tl.load(key_token + block * key_slots + slot)
+                unseen = 0.0
+            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, index is not None)
             logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
             if bias is not None:
-                added = bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, GAPS)
-                if index is not None:
-                    added = tl.where(unseen == 0.0, added, 0.0)
-                logits += added
-            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, False)
+                SOME_GAPS: tl.constexpr = GAPS or index is not None
+                logits += bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, SOME_GAPS)
+            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, index is not None)
             grad = _pulled(logits, totals + unseen, average, grads, near, values, grad, PRECISION)
     put_rows(grad_q + item * grad_q_b + head * grad_q_h, query, grad_q_n, grad_q_d, grad * scale, WIDTH, BLOCK_D, GAPS)
 

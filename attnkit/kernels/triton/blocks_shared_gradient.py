@@ -18,9 +18,11 @@ from attnkit.kernels.triton.tiles import (
     bias_at,
     listed_tokens,
     numbers_at,
+    penalty,
     placed,
     put_rows,
     rows_at,
+    settled,
     tokens_of,
 )
 
@@ -118,8 +120,8 @@ def blocks_prefix_gradient(
             )
             logits += found.to(tl.float32) * LOG2E
         totals = numbers_at(lse, spot, 1, INFINITY, True)
-        totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
-        average = numbers_at(delta, spot, 1, 0.0, True)
+        totals = settled(tl.where(totals == -INFINITY, INFINITY, totals * LOG2E))
+        average = settled(numbers_at(delta, spot, 1, 0.0, True))
         grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
         weights = tl.exp2(logits - totals[None, :])
         gained_v = tl.dot(weights.to(grads.dtype), grads, gained_v, input_precision=PRECISION)
@@ -237,7 +239,7 @@ def blocks_bias_gradient(
         near = rows_at(k + item * k_b + head * k_h, key, k_n, k_d, WIDTH, BLOCK_D, True)
         logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
         added = bias + item * bias_b + head * bias_h + block * bias_r
-        logits += bias_at(added, row * bias_t, column * bias_c, query, key, True)
+        logits += bias_at(added, row * bias_t, column * bias_c, query, key, True) + penalty(key)
         totals = numbers_at(lse + (item * heads + head) * queries, spot, 1, INFINITY, True)
         totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
         average = numbers_at(delta + (item * heads + head) * queries, spot, 1, 0.0, True)
@@ -246,6 +248,7 @@ def blocks_bias_gradient(
         values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
         reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         pull = tl.exp2(logits - totals[:, None]) * (reached - average[:, None])
-        gained += tl.where((query >= 0)[:, None] & (key >= 0)[None, :], pull, 0.0)
+        # Keys of which only an empty slot could tell may be NaN.
+        gained += tl.where((query >= 0)[:, None], pull, 0.0)
     spots = ((number * rows_of_bias + part) * query_slots + row[:, None]) * listed + column[None, :]
     tl.store(sums + spots, gained, mask=(row < query_slots)[:, None] & (column < listed)[None, :])

@@ -129,10 +129,16 @@ def bias_at(bias, row, column, query, key, GAPS: tl.constexpr):
 
 
 @triton.jit
-def first_seen(index, topk):
-    """A block of keys that a row of the index holds, the one with the highest number; -1 where it holds none."""
-    found = tl.full((), -1, tl.int64)
-    for start in range(0, topk, 16):
-        place = start + tl.arange(0, 16)
-        found = tl.maximum(found, tl.max(tl.load(index + place, mask=place < topk, other=-1), 0))
-    return found
+def settled(numbers):
+    """The same numbers, as something that the compiler does not make anew.
+
+    What comes from few loads it would load again for every thread that holds a logit of the column, which takes more
+    registers than the logits. It does not look behind a reduction, here one over a single number.
+    """
+    return tl.max(numbers[:, None], 1)
+
+
+@triton.jit
+def penalty(token):
+    """What hides the columns of tokens below 0 when it is added to the logits."""
+    return settled(tl.where(token >= 0, 0.0, -INFINITY))[None, :]
