@@ -28,7 +28,7 @@ def simple(monkeypatch):
         "sdpa masked": {**logits, "calls": 1e6},
         "reference": {**logits, "calls": 1e6},
         "flex": {**logits, "calls": 1e6},
-        "chunked windows": {**logits, "calls": 1e6},
+        "chunked small windows": {**logits, "calls": 1e6},
         "gather windows": {**logits, "problems": 1e-3},
         "around": nothing,
     }

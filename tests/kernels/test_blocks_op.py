@@ -9,13 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from attnkit import Grid, attend
 from attnkit.kernels import recording
 from attnkit.kernels.call import AttendCall
-from attnkit.kernels.chunked import sizes
+from attnkit.kernels.chunked import blocks, sizes
 from attnkit.kernels.dispatch import backend_named
 from attnkit.kernels.ops.blocks import BLOCKS
 from attnkit.layouts import Blocks, RelativeTable
 from attnkit.testing import TensorMemory, peak_memory, random_qkv, random_tensor
 
 HEADS, ITEMS = 3, 2
+
+
+@pytest.fixture(params=["written", "fused"])
+def either(request, monkeypatch):
+    """Blocks of few and of many tokens: products written out, and fused attention."""
+    if request.param == "fused":
+        monkeypatch.setattr(blocks, "SMALL", 0)
 
 
 def routes(rows, *lead, keep=2, seed=0):
@@ -78,7 +85,7 @@ def cache(request, monkeypatch):
     monkeypatch.setattr(sizes, "CACHE", request.param)
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache", "either")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_as_the_reference(name):
     layout = LAYOUTS[name]
@@ -89,6 +96,7 @@ def test_as_the_reference(name):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", ["a table per item and head, masked", "permuted, masked"])
 def test_half_precision_is_computed_in_single(name, dtype):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnkit.kernels import flex
+from attnkit.kernels.chunked import blocks
 from attnkit.registry import BACKENDS
 from attnkit.testing import KINDS, LAWS, check_backend
 
@@ -27,6 +28,14 @@ CASES = [
 @pytest.mark.parametrize(("backend", "kind", "law"), CASES)
 def test_law(backend, kind, law, examples):
     checked = check_backend(backend, kinds=[kind], laws=[law], max_examples=examples)
+    assert checked.tried[law] >= examples
+
+
+@pytest.mark.parametrize("law", [law.name for law in LAWS.values() if law.attention is not None])
+def test_law_of_fused_blocks(law, examples, monkeypatch):
+    # Layouts as small as are drawn here have their products written out otherwise.
+    monkeypatch.setattr(blocks, "SMALL", 0)
+    checked = check_backend("chunked", kinds=["blocks"], laws=[law], max_examples=examples)
     assert checked.tried[law] >= examples
 
 

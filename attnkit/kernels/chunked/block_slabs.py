@@ -53,6 +53,7 @@ class Slabs:
         self.spare = self.count * self.key_blocks
         self._fetched: dict[str, Tensor] = {}
         self._moved: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._hole_numbers: dict[tuple[bool, int, int], Tensor] = {}
 
     def queries(self) -> Tensor:
         """A slab of zeros (pairs * blocks, T, width) for what queries have."""
@@ -114,6 +115,16 @@ class Slabs:
                 slab[at].masked_fill_(self._of(self.query_hidden, pair), hidden)
         return slab.view(self.blocks, self.query_slots)
 
+    def put_products(self, first: Tensor, second: Tensor) -> Tensor:
+        """The products of rows of two (B, heads, N, D), one number per query, as (blocks, T); zero at empty slots."""
+        slab = self.like.new_empty(len(self.pairs), self.query_blocks * self.query_slots)
+        for at, pair in enumerate(self.pairs):
+            numbers = (first[pair].to(self.dtype) * second[pair].to(self.dtype)).sum(-1)
+            torch.index_select(numbers, 0, self._of(self.query_spot, pair), out=slab[at])
+            if self.query_hidden is not None:
+                slab[at].masked_fill_(self._of(self.query_hidden, pair), 0.0)
+        return slab.view(self.blocks, self.query_slots)
+
     def take_queries(self, slab: Tensor, rows: Tensor) -> None:
         """What queries have, back from a slab into rows (B, heads, N, D) without prefix tokens."""
         self._take(slab, rows, self.query_blocks, self.tables.query_slot)
@@ -141,6 +152,9 @@ class Slabs:
             unseen = self.unseen.index_select(0, self._spots(first, last)).view(last - first, -1)
             if tables.prefix:
                 unseen = torch.cat([self._unseen_prefix(first, last), unseen], dim=1)
+            # Mostly only a map's last block has empty slots; without a mask fused attention is faster.
+            if not bool(unseen.any()):
+                unseen = None
         if tables.bias is not None:
             bias = tables.bias.reshape(-1, *tables.bias.shape[3:])
             mask = bias.index_select(0, self.biases[first:last]).to(self.dtype)
@@ -218,7 +232,7 @@ class Slabs:
                     rows[pair], 0, spot, out=self._between(len(spot), width, rows.dtype)
                 )
             if hidden is not None:
-                target.masked_fill_(self._of(hidden, pair)[:, None], 0.0)
+                target.index_fill_(0, self._holes(hidden, pair), 0.0)
         return used
 
     def _take(self, slab: Tensor, rows: Tensor, blocks: int, slots: Tensor) -> None:
@@ -231,6 +245,13 @@ class Slabs:
             else:
                 between = self._between(len(slot), width, self.dtype)
                 rows[pair] = torch.index_select(source[:, :width], 0, slot, out=between)
+
+    def _holes(self, hidden: Tensor, pair: tuple[int, int]) -> Tensor:
+        """Numbers of a pair's hidden slots: mostly few, so that all of a slab need not be written once more."""
+        key = (hidden is self.key_hidden, pair[0] * (hidden.shape[0] > 1), pair[1] * (hidden.shape[1] > 1))
+        if key not in self._hole_numbers:
+            self._hole_numbers[key] = self._of(hidden, pair).nonzero().flatten()
+        return self._hole_numbers[key]
 
     def _between(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """A buffer for rows on their way from one dtype or width to another."""

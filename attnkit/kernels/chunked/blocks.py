@@ -26,6 +26,11 @@ _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
+# Logits of a block up to which products, softmax and products again are faster than fused attention, by a half for
+# windows of 7 x 7: its tiles are made for longer rows.
+SMALL = 64 * 64
+
+
 def _why_not(call: AttendCall) -> tuple[str, ...]:
     reasons = []
     if call.q.device.type != "cpu":
@@ -44,12 +49,17 @@ def _why_not(call: AttendCall) -> tuple[str, ...]:
 def _work(call: AttendCall) -> Work:
     layout = cast("Blocks", call.layout)
     # What lies beside each other already is not looked up.
-    windows = layout.index is None and layout.order.token.shape[:2].numel() == 1
-    return Work("chunked windows" if windows else "chunked blocks", fetched(call, layout))
+    own = layout.index is None and layout.order.token.shape[:2].numel() == 1
+    small = "small " if _small(layout.order.token.shape[3], layout.key_slots) else ""
+    return Work(f"chunked {small}windows" if own else f"chunked {small}blocks", fetched(call, layout))
 
 
 def _run(call: AttendCall) -> AttendResult:
     return computed_by_blocks(call, BLOCKS)
+
+
+def _small(queries: int, keys: int) -> bool:
+    return queries * keys <= SMALL
 
 
 BLOCKED = Family(_why_not, _work, _run)
@@ -57,10 +67,11 @@ BLOCKED = Family(_why_not, _work, _run)
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     tables = BlockTables(*rest)
+    small = _small(*_block(tables))
     batch, heads = q.shape[:2]
     count = tables.query_slot.shape[2]
     out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
-    slabs = Slabs(q, v, tables, written=tables.bias is not None)
+    slabs = Slabs(q, v, tables, written=small or tables.bias is not None)
     lse = q.new_empty(batch, heads, count, dtype=slabs.dtype)
     slab_q, slab_k, slab_v, first_k, first_v = _inputs(slabs)
     slab_out = slabs.queries()
@@ -72,11 +83,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
         found_lse = slabs.like.new_empty(used.shape[:2])
         for first, last in slabs.chunks():
             near = slabs.near(slab_k, slab_v, first_k, first_v, first, last)
-            mask = None if near.mask is None else near.mask[:, None]
-            folded = (one[:, None] for one in (used[first:last], near.k, near.v))
-            found, total = _fused(*folded, attn_mask=mask, scale=tables.scale)
-            slab_out[first:last] = found[:, 0]
-            found_lse[first:last] = total[:, 0]
+            attention = _written_attention if small else _fused_attention
+            slab_out[first:last], found_lse[first:last] = attention(used[first:last], near, tables.scale)
             if near.empty is not None:
                 found_lse[first:last].masked_fill_(near.empty, -torch.inf)
         slabs.take_queries(slab_out, out)
@@ -95,13 +103,14 @@ def _backward(
     *rest: Any,
 ) -> list[Tensor]:
     tables, needs = BlockTables(*rest[:-1]), rest[-1]
-    written = needs[3] or grad_lse is not None
+    written = needs[3] or grad_lse is not None or _small(*_block(tables))
     slabs = Slabs(q, v, tables, written=written or tables.bias is not None)
     grads = [torch.empty_like(one) for one in (q, k, v)]
     grads[0][:, :, : tables.prefix] = 0.0
     grad_bias = _like_bias(tables.bias, slabs) if needs[3] else None
     slab_q, slab_k, slab_v, first_k, first_v = _inputs(slabs)
-    slab_out, slab_grad, slab_grad_q = slabs.queries(), slabs.queries(), slabs.queries()
+    slab_grad, slab_grad_q = slabs.queries(), slabs.queries()
+    slab_out = None if written else slabs.queries()
     slab_grad_k, slab_grad_v, first_grad_k, first_grad_v = (
         *(slabs.keys() for _ in range(2)),
         *(slabs.first_keys() for _ in range(2)),
@@ -111,19 +120,25 @@ def _backward(
         used = slabs.put_queries(q[:, :, tables.prefix :], slab_q)
         slabs.put_keys(k, slab_k, first_k)
         slabs.put_keys(v, slab_v, first_v)
-        reached = slabs.put_queries(out, slab_out)
         grad = slab_grad[: len(used)] if grad_out is None else slabs.put_queries(grad_out, slab_grad)
         # exp(logit - inf) is 0: where nothing is seen there are no weights.
         total = slabs.put_numbers(lse, torch.inf)
         total.masked_fill_(total == -torch.inf, torch.inf)
-        pull = None if grad_lse is None else slabs.put_numbers(grad_lse, 0.0)
+        if slab_out is not None:
+            reached = slabs.put_queries(out, slab_out)
+        elif grad_out is not None:
+            reached = slabs.put_products(grad_out, out)
+        else:
+            reached = torch.zeros_like(total)
+        if grad_lse is not None:
+            reached -= slabs.put_numbers(grad_lse, 0.0).masked_fill_(total == torch.inf, 0.0)
         slabs.clear_keys(slab_grad_k, first_grad_k)
         slabs.clear_keys(slab_grad_v, first_grad_v)
         for first, last in slabs.chunks():
             near = slabs.near(slab_k, slab_v, first_k, first_v, first, last)
             given = (grad[first:last], used[first:last], near, reached[first:last], total[first:last])
             if written:
-                found = _written_backward(*given, None if pull is None else pull[first:last], tables.scale)
+                found = _written_gradients(*given, tables.scale)
                 if grad_bias is not None:
                     grad_bias.index_add_(0, slabs.biases[first:last], found[3].flatten(1))
             else:
@@ -152,6 +167,35 @@ def _like_bias(bias: Tensor | None, slabs: Slabs) -> Tensor:
     return slabs.like.new_zeros(bias.shape[:3].numel(), bias.shape[3:].numel())
 
 
+def _block(tables: BlockTables) -> tuple[int, int]:
+    """How many queries a block has, and how many keys they see."""
+    blocks_seen = 1 if tables.routes is None else tables.routes.shape[3]
+    return tables.query_token.shape[3], tables.prefix + blocks_seen * tables.key_token.shape[3]
+
+
+def _fused_attention(q: Tensor, near: Near, scale: float) -> tuple[Tensor, Tensor]:
+    mask = None if near.mask is None else near.mask[:, None]
+    folded = (one[:, None] for one in (q, near.k, near.v))
+    out, lse = _fused(*folded, attn_mask=mask, scale=scale)
+    return out[:, 0], lse[:, 0]
+
+
+def _written_attention(q: Tensor, near: Near, scale: float) -> tuple[Tensor, Tensor]:
+    logits = _logits(q, near, scale)
+    peak, weights = logits.amax(-1), logits.softmax(-1)
+    # The largest weight is one over the denominator.
+    lse = peak - weights.amax(-1).log_()
+    if near.empty is not None:
+        weights.masked_fill_(near.empty[..., None], 0.0)
+    return torch.bmm(weights, near.v), lse
+
+
+def _logits(q: Tensor, near: Near, scale: float) -> Tensor:
+    # With beta = 0 what would be added is not even read.
+    added, beta = (q[:, :, :1], 0.0) if near.mask is None else (near.mask, 1.0)
+    return torch.baddbmm(added, q, near.k.transpose(1, 2), beta=beta, alpha=scale)
+
+
 def _fused_gradients(
     grad: Tensor, q: Tensor, near: Near, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,21 +205,15 @@ def _fused_gradients(
     return found[0][:, 0], found[1][:, 0], found[2][:, 0]
 
 
-def _written_backward(
-    grad: Tensor, q: Tensor, near: Near, out: Tensor, lse: Tensor, grad_lse: Tensor | None, scale: float
+def _written_gradients(
+    grad: Tensor, q: Tensor, near: Near, mean: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and the logits' bias, where fused attention has no gradient for what is asked.
+    """Gradients of q, k, v and the logits' bias.
 
-    With weights p and `reached = grad . v`, the logits get `p * (reached - mean)`, where `mean` is the average of what
-    is reached, which is `grad . out`, less what arrives at the lse.
+    With weights p and `reached = grad . v`, the logits get `p * (reached - mean)`, where `mean` (blocks, T) is the
+    average of what is reached, which is `grad . out`, less what arrives at the lse.
     """
-    weights = torch.bmm(q, near.k.transpose(1, 2)).mul_(scale)
-    if near.mask is not None:
-        weights += near.mask
-    weights = weights.sub_(lse[..., None]).exp_()
-    mean = (grad * out).sum(-1)
-    if grad_lse is not None:
-        mean = mean - grad_lse.masked_fill(lse == torch.inf, 0.0)
+    weights = _logits(q, near, scale).sub_(lse[..., None]).exp_()
     grad_v = torch.bmm(weights.transpose(1, 2), grad)
-    pull = torch.bmm(grad, near.v.transpose(1, 2)).sub_(mean[..., None]).mul_(weights)
+    pull = torch.baddbmm(mean[..., None], grad, near.v.transpose(1, 2), beta=-1.0).mul_(weights)
     return torch.bmm(pull, near.k).mul_(scale), torch.bmm(pull.transpose(1, 2), q).mul_(scale), grad_v, pull
