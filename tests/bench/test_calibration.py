@@ -62,9 +62,9 @@ def test_the_choice_is_near_the_best_that_was_measured():
     losses.sort()
     assert len(losses) > 150
     # What docs/concepts/dispatch.md says.
-    assert losses[int(0.75 * len(losses))] == 1.0
+    assert losses[int(6 / 7 * len(losses))] == 1.0
     assert losses[int(0.9 * len(losses))] < 1.04
-    assert losses[-1] < 1.7
+    assert losses[-1] < 2.0
 
 
 def test_predictions_are_near_the_measurements():

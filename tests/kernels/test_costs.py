@@ -44,7 +44,7 @@ def test_every_backend_that_can_has_a_price(kind, dtype, grad):
         assert 0 < cost < 1e3
         # What is done once for all images is shared by them.
         several = backend.cost(call(LAYOUTS[kind], dtype=dtype, grad=grad, batch=3))
-        assert cost / 3 <= several * 1.001 and several < cost
+        assert cost / 3 <= several * 1.001 and several <= cost
 
 
 def test_every_kernel_has_its_constants_and_no_other():
