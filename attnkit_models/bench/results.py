@@ -93,6 +93,6 @@ def write(path: Path, results: Results) -> None:
 
 
 def merged(results: Results, record: dict[str, Any]) -> Results:
-    """Results with a case added, or replaced where it was there."""
-    cases = [one for one in results["cases"] if one["name"] != record["name"]]
-    return {**results, "cases": [*cases, record]}
+    """Results with a case added at the end, or replaced where it was."""
+    cases = {one["name"]: one for one in results["cases"]}
+    return {**results, "cases": [*{**cases, record["name"]: record}.values()]}

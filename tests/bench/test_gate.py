@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -79,6 +80,32 @@ def test_all_that_is_right_is_timed_and_weighed():
     assert report.efficiency(record, "forward") == pytest.approx(
         record["density"] * report.speed(record, "dense SDPA", "forward")
     )
+
+
+def test_timed_at_another_time_the_faster_counts_for_each():
+    case = small_case("regions")
+    record = runner.run_case(case, Setting())
+    before = copy.deepcopy(record["contenders"])
+    # As if attnkit had been disturbed, and the other had not.
+    record["contenders"][OURS]["forward"]["min"] *= 1e3
+    record["contenders"][GATHER]["forward"]["min"] /= 1e3
+    fast = record["contenders"][GATHER]["forward"]["min"]
+    assert runner.time_again(case, Setting(), record)["visits"] == 2
+    ours, theirs = record["contenders"][OURS], record["contenders"][GATHER]
+    assert ours["forward"]["min"] < 100 * before[OURS]["forward"]["min"]
+    assert theirs["forward"]["min"] == fast
+    assert all(one["forward"]["rounds"] > before[OURS]["forward"]["rounds"] for one in (ours, theirs))
+    assert {name: ours[name] for name in ours if "memory" in name} == {
+        name: one for name, one in before[OURS].items() if "memory" in name
+    }
+
+
+def test_wrong_contenders_get_no_time_later_and_long_passes_are_not_repeated(monkeypatch):
+    record = run_spoilt(monkeypatch, "value", GATHER)
+    runner.time_again(small_case("regions"), Setting(), record)
+    assert record["visits"] == 2 and set(record["contenders"][GATHER]) == {"passed", "errors"}
+    record["contenders"][OURS]["training"]["min"] = 3e3
+    assert runner.time_again(small_case("regions"), Setting(), record)["visits"] == 2
 
 
 def test_what_fails_while_it_is_checked_is_told(monkeypatch):
