@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attnkit_models.bench import losses, missed, report, results
+from attnkit_models.bench import losses, missed, report, results, roofline
 from attnkit_models.bench.case import DENSE, OURS
 from attnkit_models.bench.kinds import KINDS
 from attnkit_models.bench.plots import PLOTS
@@ -33,6 +33,7 @@ PROFILED = (
     "Each case ran once more under PyTorch's profiler. Every operator's own time is put to one of these parts; in a "
     "backward pass an operator belongs where the one whose gradient it computes does."
 )
+ROOFLINE = "What the GPU [allows at best](kernels.md#what-a-gpu-allows), by what a call needs, and what was measured:"
 TITLES = {"headline": "The headline", "sweeps": "Sweeps", "models": "Whole models"}
 ALT = {
     "density": "Times as fast as dense attention, against density",
@@ -76,6 +77,9 @@ def device(one: dict[str, Any]) -> str:
 def headline(stem: str, one: dict[str, Any]) -> Iterator[str]:
     """Targets, then the numbers behind them."""
     yield report.targets_table(one)
+    limits = roofline.table(one)
+    if limits:
+        yield f"{ROOFLINE}\n\n{limits}"
     for record in one["cases"]:
         density = "" if record["density"] is None else f" Density {report.percent(record['density'])}."
         yield f"**{record['title']}.**{density}{scaled(record)}"

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import attnkit
 from attnkit import Grid, HeadMix
+from attnkit.kernels.ops.blocks import BlockTables
+from attnkit.layouts import Blocks
 
 GROUPS = {
     "regions": {"kind": "topk_region", "regions": 4, "topk": 2},
@@ -93,6 +95,31 @@ def test_nor_does_its_backward_pass(name, prefix):
     x = torch.empty(2, grid.tokens, DIM, device="meta", requires_grad=True)
     mix(x, grid).sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_nor_do_the_launches_of_triton_kernels(prefix, heads, bias):
+    """The inverse of an index with its pieces, and what kernels are started with, forward and backward."""
+    pytest.importorskip("triton", reason="triton is for Linux")
+    from attnkit.kernels.triton.blocks_launches import backward_of, forward_of
+
+    with FakeTensorMode(), torch.device("cuda"):
+        q, k, v = (torch.empty(2, 2, prefix + 64, 16) for _ in range(3))
+        index = torch.empty(2, heads, 16, 3, dtype=torch.int64)
+        layout = Blocks.from_regions(Grid(8, 8, prefix=prefix), 4, index, unique=True)
+        token, slot = layout.order.token, layout.order.slot
+        added = torch.empty(1, 2, 1, 4, layout.key_slots) if bias else None
+        tables = BlockTables(token, slot, token, slot, layout.index, None, added, prefix, [False, False], 0.25)
+        with Elsewhere() as watched:
+            found = forward_of(q, k, v, tables, "sm_90")
+            grad = torch.empty_like(found.out)
+            needs = [True, True, True, bias]
+            back = backward_of(grad, None, found.out, found.lse, q, k, v, tables, needs, "sm_90")
+    assert watched.called > 20
+    assert watched.found == []
+    assert len(back.launches) == 2 + 1 + bool(prefix) + bias
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from attnkit.kernels.triton.launch import Launch
 
 # Programs that keep a large GPU busy: into so many shares at most is a sum cut that all blocks contribute to.
 PROGRAMS = 1024
-# Columns at most where they are a list of tokens, of which threads hold as many as there are columns: with 64 of them a
-# kernel takes twice the registers that whole tiles need.
+# Columns at most where they are a list of tokens, of which threads hold as many as there are columns: with 64 of them
+# kernels take a third more registers.
 LISTED = 32
 
 
