@@ -27,6 +27,7 @@ help:
 	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
 	@echo "make bench      attnkit beside dense attention and the papers' own code, in about five minutes (runs/bench)"
 	@echo 'make results    measure everything that docs/benchmarks.md shows, and renew that page (commit both)'
+	@echo 'make kernels    compile all Triton kernels for four classes of GPUs without one, and write docs/kernels.md'
 	@echo 'make check      lint, types, contracts, docs and tests'
 	@echo 'make lint       ruff: rules and format'
 	@echo 'make types      pyright on both packages'
@@ -71,6 +72,11 @@ bench: $(READY)
 results: $(READY)
 	@$(BIN)/attnkit bench all $(ARGS)
 	@$(BIN)/python docs/generate/benchmarks.py
+
+# Where a torch without CUDA brought no Triton, it is installed: compiling needs no GPU.
+kernels: $(READY)
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[triton]'
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/generate/kernels.py --processes $(WORKERS) $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

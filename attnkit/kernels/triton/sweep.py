@@ -143,7 +143,8 @@ def _faults(line: Line, launch: Launch, found: Compiled) -> Iterator[str]:
     if launch.kernel.__name__ in WITHOUT_PRODUCTS or (line.numbers == "float32" and line.device_class != "gfx942"):
         # float32 itself is multiplied by tensor cores of AMD only.
         return
-    rows = min(int(launch.constants["BLOCK_M"] or 0), int(launch.constants["BLOCK_N"] or 0))
+    # Those of the result; a group of four warps multiplies 64 of them.
+    rows = int(launch.constants["BLOCK_N" if line.direction == "key_gradient" else "BLOCK_M"] or 0)
     wide = rows >= 64 and launch.warps >= 4
     wanted = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(line.device_class, "") if wide else ""
     if wanted and wanted not in found.instructions:
