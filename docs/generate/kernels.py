@@ -162,4 +162,4 @@ if __name__ == "__main__":
     given = parser.parse_args()
     wrong = renew(given.only or ["*"], given.processes)
     PAGE.write_text(text(stored()), encoding="utf-8")
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or None)

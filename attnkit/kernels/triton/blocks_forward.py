@@ -114,13 +114,17 @@ def blocks_forward(
     peak = tl.full((BLOCK_M,), -INFINITY, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mean = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    # The highest key, or block, that is seen; -1 where none is.
+    highest = tl.full((), -1, tl.int64)
     if PREFIX or not DIRECT:
         listed = prefix if DIRECT else prefix + topk * key_slots
         # A prefix is short.
         SOME: tl.constexpr = 16 if DIRECT else BLOCK_N
+        met = tl.full((SOME,), -1, tl.int64)
         for start in range(0, listed, SOME):
             column = start + tl.arange(0, SOME)
             key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
+            met = tl.maximum(met, key)
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
             logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
             if bias is not None:
@@ -128,6 +132,7 @@ def blocks_forward(
             logits += penalty(key)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
             peak, total, mean = _met(logits, values, peak, total, mean, 0.0, PRECISION)
+        highest = tl.max(met, 0)
     if DIRECT:
         for visit in range(topk * (key_slots // BLOCK_N)):
             place = visit * BLOCK_N // key_slots
@@ -139,6 +144,7 @@ def blocks_forward(
                 key = tl.load(key_token + tl.where(found >= 0, found, 0) * key_slots + slot)
                 key = tl.where(found >= 0, key, -1)
                 unseen = tl.where(found >= 0, 0.0, INFINITY)
+                highest = tl.maximum(highest, found)
             else:
                 key = tl.load(key_token + block * key_slots + slot)
                 unseen = 0.0
@@ -149,6 +155,10 @@ def blocks_forward(
                 logits += bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, SOME_GAPS)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, index is not None)
             peak, total, mean = _met(logits, values, peak, total, mean, unseen, PRECISION)
+    if index is not None or not DIRECT:
+        # Queries that see nothing may be NaN.
+        total = tl.where(highest >= 0, total, 0.0)
+        mean = tl.where(highest >= 0, mean, 0.0)
     safe = tl.where(total == 0.0, 1.0, total)
     spot = query - prefix
     out += item * out_b + head * out_h

@@ -143,13 +143,17 @@ def blocks_query_gradient(
     if bias is not None:
         bias += item * bias_b + head * bias_h + block * bias_r
     grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # The highest key, or block, that is seen; -1 where none is.
+    highest = tl.full((), -1, tl.int64)
     if PREFIX or not DIRECT:
         listed = prefix if DIRECT else prefix + topk * key_slots
         # A prefix is short.
         SOME: tl.constexpr = 16 if DIRECT else BLOCK_N
+        met = tl.full((SOME,), -1, tl.int64)
         for start in range(0, listed, SOME):
             column = start + tl.arange(0, SOME)
             key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
+            met = tl.maximum(met, key)
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
             logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
             if bias is not None:
@@ -157,6 +161,7 @@ def blocks_query_gradient(
             logits += penalty(key)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
             grad = _pulled(logits, totals, average, grads, near, values, grad, PRECISION)
+        highest = tl.max(met, 0)
     if DIRECT:
         for visit in range(topk * (key_slots // BLOCK_N)):
             place = visit * BLOCK_N // key_slots
@@ -168,6 +173,7 @@ def blocks_query_gradient(
                 key = tl.load(key_token + tl.where(found >= 0, found, 0) * key_slots + slot)
                 key = tl.where(found >= 0, key, -1)
                 unseen = tl.where(found >= 0, 0.0, INFINITY)
+                highest = tl.maximum(highest, found)
             else:
                 key = tl.load(key_token + block * key_slots + slot)
                 unseen = 0.0
@@ -178,6 +184,9 @@ def blocks_query_gradient(
                 logits += bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, SOME_GAPS)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, index is not None)
             grad = _pulled(logits, totals + unseen, average, grads, near, values, grad, PRECISION)
+    if index is not None or not DIRECT:
+        # Queries that see nothing may be NaN.
+        grad = tl.where(highest >= 0, grad, 0.0)
     put_rows(grad_q + item * grad_q_b + head * grad_q_h, query, grad_q_n, grad_q_d, grad * scale, WIDTH, BLOCK_D, GAPS)
 
 

@@ -239,7 +239,8 @@ def blocks_bias_gradient(
         near = rows_at(k + item * k_b + head * k_h, key, k_n, k_d, WIDTH, BLOCK_D, True)
         logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
         added = bias + item * bias_b + head * bias_h + block * bias_r
-        logits += bias_at(added, row * bias_t, column * bias_c, query, key, True) + penalty(key)
+        hidden = penalty(key)
+        logits += bias_at(added, row * bias_t, column * bias_c, query, key, True) + hidden
         totals = numbers_at(lse + (item * heads + head) * queries, spot, 1, INFINITY, True)
         totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
         average = numbers_at(delta + (item * heads + head) * queries, spot, 1, 0.0, True)
@@ -248,7 +249,7 @@ def blocks_bias_gradient(
         values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
         reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         pull = tl.exp2(logits - totals[:, None]) * (reached - average[:, None])
-        # Keys of which only an empty slot could tell may be NaN.
-        gained += tl.where((query >= 0)[:, None], pull, 0.0)
+        # Keys of which only an empty slot could tell, and queries that see nothing, may be NaN.
+        gained += tl.where((query >= 0)[:, None] & (hidden == 0.0), pull, 0.0)
     spots = ((number * rows_of_bias + part) * query_slots + row[:, None]) * listed + column[None, :]
     tl.store(sums + spots, gained, mask=(row < query_slots)[:, None] & (column < listed)[None, :])

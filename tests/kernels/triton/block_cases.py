@@ -136,9 +136,12 @@ for _seed in range(4):
     )
 
 
-# What nobody sees: masked keys, an empty slot, a block no index names, and one that only a block without queries sees.
+# What nobody sees, and queries that see nothing: masked keys, empty slots, blocks that no index names, and blocks that
+# only a block without queries sees.
 POISONED: dict[str, Callable[[], Blocks]] = {
     "masked keys": lambda: masked(Blocks.windows(Grid(4, 8, prefix=2), 4), 1),
+    "a window of masked keys": lambda: Blocks.windows(Grid(4, 8), 4).restrict(torch.arange(32) % 8 < 4),
+    "regions of masked keys": lambda: regions(Grid(2, 8), (1, 4), 1, 1).restrict(torch.arange(16) % 8 < 2),
     "a block that no index names": unseeing,
     "a block seen by a block without queries": lambda: Blocks.from_regions(
         Grid(1, 4), (1, 3), torch.tensor([[[0], [0], [1]]])
@@ -264,18 +267,20 @@ def check_operator(case: Operands, pair: OpPair, device: str) -> None:
         torch.testing.assert_close(one.cpu().double(), other, rtol=2e-5, atol=2e-5)
 
 
-def check_poisoned(layout: Blocks, poison: float, device: str) -> None:
-    """Holds a call whose unseen keys are NaN or infinite to the one in which they are 0."""
-    hidden = ~layout.to_mask().any(-2)[..., None]
+def check_poisoned(layout: Blocks, poison: float, with_bias: bool, device: str) -> None:
+    """Holds a call whose unseen keys and unseeing queries are NaN or infinite to the one in which they are 0."""
+    hidden, blind = (~layout.to_mask().any(axis)[..., None] for axis in (-2, -1))
     q, k, v = random_qkv((layout.num_queries, layout.num_keys), batch=1, heads=1, head_dim=16, dtype=torch.float32)
+    bias = random_tensor(1, 1, layout.num_queries, layout.num_keys, seed=9, dtype=torch.float32)
     assert hidden.any()
     layout = moved(layout, device)
     found = []
     for filling in (0.0, poison):
-        given = [q, k.masked_fill(hidden, filling), v.masked_fill(hidden, filling)]
+        given = [q.masked_fill(blind, filling), k.masked_fill(hidden, filling), v.masked_fill(hidden, filling)]
+        given += [bias] if with_bias else []
         found.append(answers(layout, [one.to(device) for one in given], None, "triton"))
     for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+        assert torch.equal(one, other) and not one.isnan().any()
 
 
 def moved(layout: Blocks, device: str) -> Blocks:

@@ -41,10 +41,11 @@ def test_as_the_kernels_of_the_cpu(name):
     block_cases.check_operator(block_cases.OPERATORS[name], BLOCKS, "cuda")
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", block_cases.POISONED)
-def test_what_nobody_sees_matters_to_nobody(name, poison):
-    block_cases.check_poisoned(block_cases.POISONED[name](), poison, "cuda")
+def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
+    block_cases.check_poisoned(block_cases.POISONED[name](), poison, with_bias, "cuda")
 
 
 def large(dtype=torch.bfloat16):

@@ -45,13 +45,15 @@ def test_chosen_by_name_only():
     assert "Triton interprets its kernels" in choices[0].reasons["triton"][0]
 
 
-# Products with what is masked afterwards.
+# Products with what is masked afterwards, and maxima of it, of which NumPy warns.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", block_cases.POISONED)
-def test_what_nobody_sees_matters_to_nobody(name, poison):
-    block_cases.check_poisoned(block_cases.POISONED[name](), poison, "cpu")
+def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
+    block_cases.check_poisoned(block_cases.POISONED[name](), poison, with_bias, "cpu")
 
 
 @pytest.mark.usefixtures("small_tiles")
