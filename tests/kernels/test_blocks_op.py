@@ -286,3 +286,23 @@ def test_chosen_where_regions_are_routed():
     with recording() as choices:
         attend(*random_qkv((3136, 3136), batch=1, heads=2, head_dim=32, dtype=torch.float32), layout)
     assert [choice.backend for choice in choices] == ["chunked"]
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize(
+    ("hidden", "rounded"), [(-1e5, 2e-2), (-1e9, 1e-5), (torch.finfo(torch.float32).min / 2, 1e-5)]
+)
+def test_rows_whose_keys_are_all_hidden_by_a_large_number(hidden, rounded):
+    """A finite bias that hides all keys of a row alike hides none, though its lse has no room for the denominator.
+
+    A logit beside -1e5 is rounded to 1/128, and beside -1e9 all are one.
+    """
+    tensors = random_qkv((16, 16), batch=1, heads=1, head_dim=4, dtype=torch.float32)
+    bias = torch.zeros(1, 1, 16, 16).index_fill_(2, torch.arange(5), hidden)
+    grads = []
+    for backend in ("chunked", "reference"):
+        leaves = [one.clone().requires_grad_() for one in tensors]
+        out = attend(*leaves, Blocks.windows(Grid(4, 4), 2), bias=bias, backend=backend)
+        grads.append(torch.autograd.grad(out.square().sum(), leaves))
+    for found, right in zip(*grads, strict=True):
+        torch.testing.assert_close(found, right, rtol=rounded, atol=rounded)

@@ -103,8 +103,8 @@ def _backward(
     *rest: Any,
 ) -> list[Tensor]:
     tables, needs = BlockTables(*rest[:-1]), rest[-1]
-    written = needs[3] or grad_lse is not None or _small(*_block(tables))
-    slabs = Slabs(q, v, tables, written=written or tables.bias is not None)
+    written = tables.bias is not None or grad_lse is not None or _small(*_block(tables))
+    slabs = Slabs(q, v, tables, written=written)
     grads = [torch.empty_like(one) for one in (q, k, v)]
     grads[0][:, :, : tables.prefix] = 0.0
     grad_bias = _like_bias(tables.bias, slabs) if needs[3] else None
@@ -121,7 +121,7 @@ def _backward(
         slabs.put_keys(k, slab_k, first_k)
         slabs.put_keys(v, slab_v, first_v)
         grad = slab_grad[: len(used)] if grad_out is None else slabs.put_queries(grad_out, slab_grad)
-        # exp(logit - inf) is 0: where nothing is seen there are no weights.
+        # Where nothing is seen there are no weights: exp(logit - inf) is 0.
         total = slabs.put_numbers(lse, torch.inf)
         total.masked_fill_(total == -torch.inf, torch.inf)
         if slab_out is not None:
@@ -213,7 +213,9 @@ def _written_gradients(
     With weights p and `reached = grad . v`, the logits get `p * (reached - mean)`, where `mean` (blocks, T) is the
     average of what is reached, which is `grad . out`, less what arrives at the lse.
     """
-    weights = _logits(q, near, scale).sub_(lse[..., None]).exp_()
+    # Not exp(logit - lse): of -1e8, a bias that hides all keys of a row alike, the lse has lost the denominator.
+    weights = _logits(q, near, scale).softmax(-1)
+    weights.masked_fill_((lse == torch.inf)[..., None], 0.0)
     grad_v = torch.bmm(weights.transpose(1, 2), grad)
     pull = torch.baddbmm(mean[..., None], grad, near.v.transpose(1, 2), beta=-1.0).mul_(weights)
     return torch.bmm(pull, near.k).mul_(scale), torch.bmm(pull.transpose(1, 2), q).mul_(scale), grad_v, pull
