@@ -13,7 +13,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.tiles import INFINITY, LOG2E, numbers_at, placed, put_rows, rows_at, settled, tokens_of
+from attnkit.kernels.triton.tiles import (
+    LOG2E,
+    numbers_at,
+    placed,
+    powers_total,
+    put_rows,
+    rows_at,
+    settled,
+    tokens_of,
+    turned_bias_at,
+)
 
 
 @triton.jit
@@ -158,8 +168,8 @@ def blocks_key_gradient(
             if bias is not None:
                 added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + at % topk * key_slots + slot) * bias_c
-                logits += _turned_bias(added, column, query, seen, GAPS)
-            totals = numbers_at(lse, spot, 1, INFINITY, False)
+                logits += turned_bias_at(added, column, query, seen, GAPS)
+            totals = powers_total(lse, spot, False)
             average = numbers_at(delta, spot, 1, 0.0, False)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, False)
             sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION)
@@ -180,8 +190,8 @@ def blocks_key_gradient(
             if bias is not None:
                 added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + slot) * bias_c
-                logits += _turned_bias(added + at % topk * key_slots * bias_c, column, query, seen, True)
-            totals = numbers_at(lse, spot, 1, INFINITY, True)
+                logits += turned_bias_at(added + at % topk * key_slots * bias_c, column, query, seen, True)
+            totals = powers_total(lse, spot, True)
             average = numbers_at(delta, spot, 1, 0.0, True)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
             sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION)
@@ -265,26 +275,9 @@ def row_of(start, block, share):
 
 
 @triton.jit
-def _turned_bias(rows, column, query, key, GAPS: tl.constexpr):
-    """A tile of the bias times log2(e), keys by queries.
-
-    Args:
-        rows: pointers to the queries' rows.
-        column: offsets of the keys' columns.
-    """
-    spots = rows[None, :] + column[:, None]
-    if GAPS:
-        found = tl.load(spots, mask=(key >= 0)[:, None] & (query >= 0)[None, :], other=0.0)
-    else:
-        found = tl.load(spots)
-    return found.to(tl.float32) * LOG2E
-
-
-@triton.jit
 def _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION: tl.constexpr):
     """The gradients of keys (not yet scaled) and values, with a tile of queries more; logits are keys by queries."""
-    totals = settled(tl.where(totals == -INFINITY, INFINITY, totals * LOG2E))
-    weights = tl.exp2(logits - totals[None, :])
+    weights = tl.exp2(logits - settled(totals)[None, :])
     sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
     reached = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
     pull = weights * (reached - settled(average)[None, :])

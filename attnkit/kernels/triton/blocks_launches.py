@@ -13,6 +13,7 @@ from attnkit.kernels.triton.blocks_forward import blocks_forward
 from attnkit.kernels.triton.blocks_key_gradient import blocks_key_gradient, blocks_key_parts
 from attnkit.kernels.triton.blocks_query_gradient import blocks_query_gradient
 from attnkit.kernels.triton.blocks_shared_gradient import blocks_bias_gradient, blocks_prefix_gradient
+from attnkit.kernels.triton.blocks_window_gradient import blocks_window_gradient
 from attnkit.kernels.triton.configs import Config, Direction, padded_dim
 from attnkit.kernels.triton.inverse import inverse_of
 from attnkit.kernels.triton.launch import Launch
@@ -22,6 +23,10 @@ PROGRAMS = 1024
 # Columns at most where they are a list of tokens, of which threads hold as many as there are columns: with 64 of them
 # kernels take a third more registers.
 LISTED = 32
+
+# Tokens of a window, and widths, up to which one program makes all its gradients without running out of registers, by
+# bytes of a number.
+WINDOW = {2: (64, 32), 4: (16, 16)}
 
 
 class Forward(NamedTuple):
@@ -179,16 +184,19 @@ def backward_of(
     given["delta"] = torch.empty_like(given["lse"])
     grad_q = torch.empty_like(q)
     grad_q[:, :, : tables.prefix].zero_()
-    launches = [_query_gradient(call, {**given, **_with_strides("out", out, "bhnd")}, grad_lse, grad_q)]
-    sums = []
-    grad_k = grad_v = grad_bias = None
-    if needs[1] or needs[2]:
-        grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-        launches += _key_gradients(call, given, grad_k, grad_v)
-        if tables.prefix:
-            launch, shares = _prefix_gradients(call, given)
-            launches.append(launch)
-            sums += [(share, one[:, :, : tables.prefix]) for share, one in zip(shares, (grad_k, grad_v), strict=True)]
+    answers = {**given, **_with_strides("out", out, "bhnd")}
+    sums, grad_bias = [], None
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    if (launch := _window_gradients(call, answers, grad_lse, grad_q, grad_k, grad_v)) is not None:
+        launches = [launch]
+    else:
+        launches = [_query_gradient(call, answers, grad_lse, grad_q)]
+        if needs[1] or needs[2]:
+            launches += _key_gradients(call, given, grad_k, grad_v)
+    if tables.prefix and (needs[1] or needs[2]):
+        launch, shares = _prefix_gradients(call, given)
+        launches.append(launch)
+        sums += [(share, one[:, :, : tables.prefix]) for share, one in zip(shares, (grad_k, grad_v), strict=True)]
     if needs[3]:
         assert tables.bias is not None
         grad_bias = torch.empty_like(tables.bias)
@@ -203,6 +211,44 @@ def backward_of(
 def precision() -> str:
     """How float32 numbers are multiplied, as PyTorch is told to: `"tf32"` where that is allowed, else `"ieee"`."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _window_gradients(
+    call: _Call, given: dict[str, Any], grad_lse: Tensor | None, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+) -> Launch | None:
+    """The one launch for all of q, k and v where every block sees itself and fits into a tile; else None."""
+    rows, columns = _tile(call.query_slots), _tile(call.key_slots)
+    widths = call.widths()
+    tokens, width = WINDOW[call.q.dtype.itemsize]
+    if call.index is not None or max(rows, columns) > tokens or max(widths["BLOCK_D"], widths["BLOCK_V"]) > width:
+        return None
+    tables = call.tables
+    arguments = {
+        **call.inputs(),
+        **_with_strides("query_token", call.query_token, "bh"),
+        **_with_strides("key_token", call.key_token, "bh"),
+        **given,
+        **_with_strides("grad_q", grad_q, "bhnd"),
+        **_with_strides("grad_k", grad_k, "bhnd"),
+        **_with_strides("grad_v", grad_v, "bhnd"),
+        **_with_strides("grad_lse", grad_lse, "bhn"),
+        "query_blocks": call.query_blocks,
+        "key_slots": call.key_slots,
+    }
+    constants = {
+        **widths,
+        "BLOCK_M": rows,
+        "BLOCK_N": columns,
+        "GAPS": tables.padded[0] or call.query_slots < rows,
+        "KEY_GAPS": tables.padded[1] or call.key_slots < columns or call.key_mask is not None,
+        "PREFIX": tables.prefix > 0,
+        "PRECISION": precision(),
+    }
+    grid = (call.programs(1, 1, call.query_blocks),)
+    # A bias is a tile of registers more, and float32 is multiplied without tensor cores, by operands in registers.
+    warps = max(rows, columns) // 16 * (2 if tables.bias is not None and max(rows, columns) > 32 else 1)
+    warps = 4 if call.q.dtype.itemsize == 4 else warps
+    return Launch(blocks_window_gradient, grid, arguments, constants, warps, 1)
 
 
 def _query_gradient(call: _Call, given: dict[str, Any], grad_lse: Tensor | None, grad_q: Tensor) -> Launch:

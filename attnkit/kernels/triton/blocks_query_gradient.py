@@ -11,11 +11,12 @@ import triton.language as tl
 from attnkit.kernels.triton.tiles import (
     INFINITY,
     LOG2E,
+    average_reached,
     bias_at,
     listed_tokens,
-    numbers_at,
     penalty,
     placed,
+    powers_total,
     put_rows,
     rows_at,
     tokens_of,
@@ -121,13 +122,10 @@ def blocks_query_gradient(
         grad_out + item * grad_out_b + head * grad_out_h, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, GAPS
     )
     means = rows_at(out + item * out_b + head * out_h, spot, out_n, out_d, VALUE_WIDTH, BLOCK_V, GAPS)
-    totals = numbers_at(lse + (item * heads + head) * queries, spot, 1, INFINITY, GAPS)
-    # Where nothing is seen there are no weights: the power of a logit less infinity is 0.
-    totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
-    average = tl.sum(grads.to(tl.float32) * means.to(tl.float32), 1)
+    totals = powers_total(lse + (item * heads + head) * queries, spot, GAPS)
     if grad_lse is not None:
-        arriving = numbers_at(grad_lse + item * grad_lse_b + head * grad_lse_h, spot, grad_lse_n, 0.0, GAPS)
-        average -= tl.where(totals == INFINITY, 0.0, arriving)
+        grad_lse += item * grad_lse_b + head * grad_lse_h
+    average = average_reached(grads, means, totals, grad_lse, spot, grad_lse_n, GAPS)
     delta += (item * heads + head) * queries
     if GAPS:
         tl.store(delta + spot, average, mask=spot >= 0)

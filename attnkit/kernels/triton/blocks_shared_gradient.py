@@ -13,17 +13,18 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import (
-    INFINITY,
     LOG2E,
     bias_at,
     listed_tokens,
     numbers_at,
     penalty,
     placed,
+    powers_total,
     put_rows,
     rows_at,
     settled,
     tokens_of,
+    turned_bias_at,
 )
 
 
@@ -115,12 +116,8 @@ def blocks_prefix_gradient(
             slot = tl.load(query_slot + spot, mask=spot >= 0, other=0)
             block = slot // query_slots
             added = bias + block * bias_r + (slot - block * query_slots) * bias_t
-            found = tl.load(
-                added[None, :] + (key * bias_c)[:, None], mask=(seen >= 0)[:, None] & (spot >= 0)[None, :], other=0.0
-            )
-            logits += found.to(tl.float32) * LOG2E
-        totals = numbers_at(lse, spot, 1, INFINITY, True)
-        totals = settled(tl.where(totals == -INFINITY, INFINITY, totals * LOG2E))
+            logits += turned_bias_at(added, key * bias_c, spot, seen, True)
+        totals = settled(powers_total(lse, spot, True))
         average = settled(numbers_at(delta, spot, 1, 0.0, True))
         grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
         weights = tl.exp2(logits - totals[None, :])
@@ -241,8 +238,7 @@ def blocks_bias_gradient(
         added = bias + item * bias_b + head * bias_h + block * bias_r
         hidden = penalty(key)
         logits += bias_at(added, row * bias_t, column * bias_c, query, key, True) + hidden
-        totals = numbers_at(lse + (item * heads + head) * queries, spot, 1, INFINITY, True)
-        totals = tl.where(totals == -INFINITY, INFINITY, totals * LOG2E)
+        totals = powers_total(lse + (item * heads + head) * queries, spot, True)
         average = numbers_at(delta + (item * heads + head) * queries, spot, 1, 0.0, True)
         theirs = grad_out + item * grad_out_b + head * grad_out_h
         grads = rows_at(theirs, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)

@@ -129,6 +129,37 @@ def bias_at(bias, row, column, query, key, GAPS: tl.constexpr):
 
 
 @triton.jit
+def turned_bias_at(rows, column, query, key, GAPS: tl.constexpr):
+    """A tile of the bias times log2(e), keys by queries: as `bias_at`, but `rows` are pointers."""
+    spots = rows[None, :] + column[:, None]
+    if GAPS:
+        found = tl.load(spots, mask=(key >= 0)[:, None] & (query >= 0)[None, :], other=0.0)
+    else:
+        found = tl.load(spots)
+    return found.to(tl.float32) * LOG2E
+
+
+@triton.jit
+def powers_total(lse, spot, GAPS: tl.constexpr):
+    """The lse of each query to base 2.
+
+    Infinity where nothing is seen and, where there are GAPS, for spots below 0: the power of a logit less infinity is
+    0, and so are the weights.
+    """
+    total = numbers_at(lse, spot, 1, INFINITY, GAPS)
+    return tl.where(total == -INFINITY, INFINITY, total * LOG2E)
+
+
+@triton.jit
+def average_reached(grads, means, totals, grad_lse, spot, stride, GAPS: tl.constexpr):
+    """What is taken off everything that a query's gradient reaches: `grad_out . out`, less what arrives at the lse."""
+    average = tl.sum(grads.to(tl.float32) * means.to(tl.float32), 1)
+    if grad_lse is not None:
+        average -= tl.where(totals == INFINITY, 0.0, numbers_at(grad_lse, spot, stride, 0.0, GAPS))
+    return average
+
+
+@triton.jit
 def settled(numbers):
     """The same numbers, as something that the compiler does not make anew.
 

@@ -113,6 +113,7 @@ CASES: dict[str, Case] = {
     "windows of 64": Case(lambda: Blocks.windows(Grid(16, 8), 8), (32, 16), {**BIAS}, tiles=True),
     "shifted windows that do not divide": Case(lambda: Blocks.windows(FRAMED, 3, shift=1)),
     "dilated windows": Case(lambda: Blocks.windows(UNEVEN, 2, dilated=True)),
+    "windows of 36, masked, a prefix": Case(lambda: masked(Blocks.windows(Grid(6, 12, prefix=1), 6), 1)),
     "permuted windows, masked": Case(lambda: masked(permuted(35, 8, 0, ITEMS, HEADS), 1, HEADS, seed=3)),
     "permuted windows of 16, a prefix": Case(lambda: permuted(48, 16, 1, 1, HEADS)),
     "heads of 80": Case(lambda: regions(EVEN, 2, 1, 1), (80, 48), {"heads": 1}),
@@ -122,6 +123,9 @@ CASES: dict[str, Case] = {
     "bfloat16": Case(lambda: regions(Grid(8, 8, prefix=1), 2, 1, 1), options={"dtype": torch.bfloat16}),
     "bfloat16, regions of 49": Case(
         lambda: regions(Grid(14, 14), 2, 1, 1), (32, 32), {"dtype": torch.bfloat16, "heads": 1}, tiles=True
+    ),
+    "float16, windows of 49": Case(
+        lambda: permuted(90, 49, 1, 1, HEADS), (32, 16), {"dtype": torch.float16, **BIAS}, tiles=True
     ),
     "bfloat16, shifted windows": Case(
         lambda: Blocks.windows(UNEVEN, 3, shift=1), (8, 8), {"dtype": torch.bfloat16, **BIAS}
@@ -145,6 +149,10 @@ POISONED: dict[str, Callable[[], Blocks]] = {
     "a block that no index names": unseeing,
     "a block seen by a block without queries": lambda: Blocks.from_regions(
         Grid(1, 4), (1, 3), torch.tensor([[[0], [0], [1]]])
+    ),
+    "windows without queries": lambda: Blocks(
+        Blocks.from_regions(Grid(1, 4), (1, 3), torch.zeros(3, 1, dtype=torch.int64)).order,
+        key_order=Blocks.windows(Grid(1, 6), (1, 2)).order,
     ),
     "blocks of 16 seen by blocks with empty slots only": lambda: Blocks(
         Blocks.from_regions(Grid(1, 16), (1, 3), torch.zeros(3, 1, dtype=torch.int64)).order,

@@ -7,9 +7,10 @@ import torch
 
 from attnkit import Grid, attend
 from attnkit.kernels import recording
-from attnkit.kernels.ops.blocks import BLOCKS
+from attnkit.kernels.ops.blocks import BLOCKS, BlockTables
 from attnkit.kernels.triton import configs
 from attnkit.kernels.triton.blocks import PAIR
+from attnkit.kernels.triton.blocks_launches import backward_of, forward_of
 from attnkit.kernels.triton.configs import Config
 from attnkit.layouts import Blocks
 from attnkit.testing import random_qkv, random_tensor
@@ -68,6 +69,30 @@ def test_the_memory_order_of_one_projection():
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
     q, k, v = columns[:, 1:].detach().unflatten(-1, (3, 2, 16)).movedim(2, 0).transpose(2, 3)
     assert attend(q, k, v, Blocks.windows(Grid(4, 8), 4), backend="triton").transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "width", "names"),
+    [
+        (Blocks.windows(Grid(7, 7), 7), torch.bfloat16, 32, ["window_gradient"]),
+        (Blocks.windows(Grid(7, 7, prefix=1), 7), torch.float16, 32, ["window_gradient", "prefix_gradient"]),
+        (Blocks.windows(Grid(9, 9), 9), torch.bfloat16, 32, ["query_gradient", "key_gradient"]),
+        (Blocks.windows(Grid(7, 7), 7), torch.bfloat16, 33, ["query_gradient", "key_gradient"]),
+        (Blocks.windows(Grid(4, 4), 4), torch.float32, 16, ["window_gradient"]),
+        (Blocks.windows(Grid(5, 5), 5), torch.float32, 16, ["query_gradient", "key_gradient"]),
+        (block_cases.regions(Grid(8, 8), 4, 1, 1), torch.bfloat16, 64, ["query_gradient", "key_gradient", "key_parts"]),
+    ],
+)
+def test_which_kernels_make_the_gradients(layout, dtype, width, names):
+    q, k, v = random_qkv((layout.num_queries, layout.num_keys), batch=1, heads=1, head_dim=width, dtype=dtype)
+    order = layout.order
+    tables = BlockTables(
+        *(order.token, order.slot, order.token, order.slot, layout.index, None, None, layout.prefix),
+        *([order.padded] * 2, 0.1),
+    )
+    found = forward_of(q, k, v, tables)
+    back = backward_of(found.out, None, found.out, found.lse, q, k, v, tables, [True, True, True, False])
+    assert [one.kernel.__name__ for one in back.launches] == [f"blocks_{name}" for name in names]
 
 
 def test_no_items():
