@@ -25,7 +25,7 @@ help:
 	@echo 'make mutants    try every law on every mutant and write docs/tables/mutants.md'
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
 	@echo 'make fuzz       random and broken input to everything, for minutes (see docs/fuzzing.md)'
-	@echo "make bench      attnkit beside dense attention and the papers' own code, in about five minutes (runs/bench)"
+	@echo "make bench      attnkit beside dense attention and the papers' own formulations, in five to six minutes (runs/bench)"
 	@echo 'make results    measure everything that docs/benchmarks.md shows, and renew that page (commit both)'
 	@echo 'make kernels    compile all Triton kernels for four classes of GPUs without one, and write docs/kernels.md'
 	@echo 'make check      lint, types, contracts, docs and tests'

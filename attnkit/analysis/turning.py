@@ -54,7 +54,7 @@ class BesideDense:
         elif self.faster_from == low:
             turn = f"faster at every size from {low} to {high} {self.unit}"
         else:
-            turn = f"faster from {self.faster_from} {self.unit} on"
+            turn = f"sparse is faster from {self.faster_from} x {self.faster_from} {self.unit} on"
         dense = "dense heads would be faster; " if slow else ""
         return f"{sides}: {dense}{turn}"
 

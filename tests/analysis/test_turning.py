@@ -48,12 +48,12 @@ def test_the_size_from_which_on_a_layer_pays(simple):
     assert one.milliseconds == pytest.approx(16 + 16 * 256 / 1e3)
     assert one.dense_milliseconds == pytest.approx(256**2 / 1e3)
     assert one.faster_from == 11 and one.tried[0] == 2
-    assert "faster from 11 tokens on" in str(one)
+    assert "sparse is faster from 11 x 11 tokens on" in str(one)
 
 
 def test_a_layer_that_does_not_pay_says_so(simple):
     found = attnkit.explain(HeadMix(8, [attnkit.Window(1, 4)]), 8)
-    assert "dense heads would be faster; faster from" in str(found)
+    assert "dense heads would be faster; sparse is faster from" in str(found)
 
 
 @pytest.mark.parametrize(
