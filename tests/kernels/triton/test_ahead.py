@@ -33,6 +33,10 @@ LINES = [
     Line("sm_90", "forward", "bfloat16", 64, 32, True, True),
     Line("sm_90", "query_gradient", "bfloat16", 64, 32, True, True),
     Line("sm_80", "key_gradient", "bfloat16", 64, 128, False, False),
+    # Wide heads need all shared memory of the small GPUs of that class.
+    Line("sm_80", "query_gradient", "bfloat16", 64, 256, True, False),
+    Line("sm_80", "query_gradient", "tf32", 64, 256, False, False),
+    Line("sm_80", "key_gradient", "tf32", 64, 256, False, False),
     Line("sm_90", "forward", "tf32", 64, 32, False, False),
     Line("sm_80", "forward", "float32", 64, 32, False, False),
 ]
