@@ -115,14 +115,17 @@ def test_the_file_is_as_it_would_be_written():
 
 
 def test_a_class_of_devices_may_have_lines_of_its_own():
-    spot, before = spot_of("forward", 49, 32, torch.bfloat16), configuration("forward", 49, 32, torch.bfloat16, "sm_90")
+    spot, before = (
+        spot_of("forward", 49, 32, torch.bfloat16),
+        configuration("forward", 49, 32, torch.bfloat16, "gfx942"),
+    )
     other, text = Config(32, 128, 2, 3), written()
-    put("sm_90", spot, other)
+    put("gfx942", spot, other)
     try:
-        assert configuration("forward", 64, 17, torch.float16, "sm_90") == other
+        assert configuration("forward", 64, 17, torch.float16, "gfx942") == other
         assert configuration("forward", 64, 17, torch.float16, "sm_80") == before
-        assert '"sm_90": {\n    "forward": {' in written()
+        assert '"gfx942": {\n    "forward": {' in written()
     finally:
-        put("sm_90", spot, None)
-    assert configuration("forward", 49, 32, torch.bfloat16, "sm_90") == before
+        put("gfx942", spot, None)
+    assert configuration("forward", 49, 32, torch.bfloat16, "gfx942") == before
     assert written() == text
