@@ -38,6 +38,8 @@ DEVICES = {
     "gfx942": "AMD MI300 (`gfx942`)",
 }
 NAMES = {"forward": "Forward", "query_gradient": "Gradient of queries", "key_gradient": "Gradients of keys and values"}
+# Of a line that was not compiled, or that does not fit.
+NOTHING = "no numbers"
 Needs = dict[str, Any]
 
 
@@ -122,7 +124,7 @@ def _rows(lines: dict[str, list[Any]], device: str, direction: configs.Direction
         for tile in configs.REGION_SIZES:
             row = lines.get("/".join((device, direction, numbers, str(tile), str(width))))
             if row is None:
-                cells.append("not compiled")
+                cells.append(NOTHING)
                 continue
             rounded = numbers.startswith("tf32")
             dtype = torch.float32 if rounded or numbers.startswith("float32") else torch.bfloat16
@@ -130,7 +132,7 @@ def _rows(lines: dict[str, list[Any]], device: str, direction: configs.Direction
             tiles = f"{config.rows}x{config.columns}, {config.warps} w, {config.stages} s"
             aside = f" + {row[1]} B" if row[1] else ""
             cells.append(f"{tiles}: {row[0]}{aside}, {row[2] / 1024:.0f} K{f', {row[3]}' if row[3] else ''}")
-        if any(cell != "not compiled" for cell in cells):
+        if any(cell != NOTHING for cell in cells):
             yield [numbers, str(width), *cells]
 
 
