@@ -43,8 +43,10 @@ def test_every_backend_that_can_has_a_price(kind, dtype, grad):
         cost = backend.cost(call(LAYOUTS[kind], dtype=dtype, grad=grad))
         assert 0 < cost < 1e3
         # What is done once for all images is shared by them.
-        several = backend.cost(call(LAYOUTS[kind], dtype=dtype, grad=grad, batch=3))
-        assert cost / 3 <= several * 1.001 and several <= cost
+        one, three = (call(LAYOUTS[kind], dtype=dtype, grad=grad, batch=batch) for batch in (1, 3))
+        assert cost / 3 <= backend.cost(three) * 1.001 and backend.cost(three) <= cost
+        # Of the work, whatever a call costs by its constants.
+        assert backend.work(three).counts["calls"] == pytest.approx(backend.work(one).counts["calls"] / 3)
 
 
 def test_every_kernel_has_its_constants_and_no_other():
