@@ -1,9 +1,9 @@
 """Blocks on the CPU: a few blocks of queries at a time, with the blocks of keys they see copied beside each other.
 
 The rows of a few heads are put into the order of their blocks, so that a block is one run of memory. What a block's
-queries see is then a few whole runs, and PyTorch's fused attention computes the rest, in float32 or float64. The
-backward pass makes the weights again. Beside the gradients, memory grows with the tokens of one head, and not with how
-many keys a query sees.
+queries see is then a few whole runs. PyTorch's fused attention computes the rest, in float32 or float64; for few
+logits, and in the backward pass under a bias, the products are written out. The backward pass makes the weights again.
+Beside the gradients, memory grows with the tokens of one head, and not with how many keys a query sees.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-# Logits of a block up to which products, softmax and products again are faster than fused attention, by a half for
-# windows of 7 x 7: its tiles are made for longer rows.
+# Logits of a block up to which products, softmax and products again are faster than fused attention, whose tiles are
+# made for longer rows.
 SMALL = 64 * 64
 
 
