@@ -16,8 +16,9 @@ from torch import Tensor
 import attnkit
 from attnkit.errors import ConfigError
 from attnkit.kernels.ops.blocks import BLOCKS
-from attnkit.kernels.triton import configs
-from attnkit.kernels.triton.configs import Config, Direction
+from attnkit.kernels.triton import devices
+from attnkit.kernels.triton.blocks import configs
+from attnkit.kernels.triton.blocks.configs import Config, Direction
 from attnkit.layouts import Blocks
 from attnkit_models.bench.timing import interleaved
 
@@ -148,7 +149,7 @@ def tune(only: str | None, tell: Callable[[str], object], path: Path = configs.P
     if not torch.cuda.is_available():
         raise ConfigError("--tune needs a GPU that PyTorch can use, for it times kernels; `attnkit doctor` tells more")
     device = torch.device("cuda", torch.cuda.current_device())
-    name = configs.device_class(device)
+    name = devices.device_class(device)
     for kernel in chosen:
         start = kernel.configured(name)
         with problem(kernel, device, images(kernel)) as run:

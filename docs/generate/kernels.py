@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from attnkit.kernels.triton import configs, sweep
+from attnkit.kernels.triton import devices
+from attnkit.kernels.triton.blocks import configs, sweep
 from attnkit_models.bench import roofline
 from attnkit_models.bench.report import markdown
 
@@ -105,7 +106,7 @@ def page(found: Needs) -> str:
     """What stands between the marks of the page."""
     parts = [f"Compiled by Triton {found['triton']}."]
     for device, title in DEVICES.items():
-        limit = configs.SHARED[device] // 1024
+        limit = devices.SHARED[device] // 1024
         if not any(name.startswith(f"{device}/") for name in found["lines"]):
             continue
         parts += [f"### {title}", f"Shared memory of a program: {limit} KiB at most."]

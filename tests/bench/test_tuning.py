@@ -7,17 +7,16 @@ import torch
 
 from attnkit.cli import main
 from attnkit.errors import ConfigError
-from attnkit.kernels.triton.configs import (
-    DEVICE_CLASSES,
+from attnkit.kernels.triton.blocks.configs import (
     DIRECTIONS,
     HEAD_DIMS,
     REGION_SIZES,
     Config,
-    device_class,
     own,
     put,
     tile_of,
 )
+from attnkit.kernels.triton.devices import DEVICE_CLASSES, device_class
 from attnkit_models.bench.tuning import SIDES, alike, climbed, images, kernels, neighbours, problem, tune
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from attnkit.kernels.triton import sweep
-from attnkit.kernels.triton.configs import SHARED
+from attnkit.kernels.triton.blocks import sweep
+from attnkit.kernels.triton.devices import SHARED
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -103,7 +103,7 @@ def test_nor_does_its_backward_pass(name, prefix):
 def test_nor_do_the_launches_of_triton_kernels(prefix, heads, bias):
     """The inverse of an index with its pieces, and what kernels are started with, forward and backward."""
     pytest.importorskip("triton", reason="triton is for Linux")
-    from attnkit.kernels.triton.blocks_launches import backward_of, forward_of
+    from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
 
     with FakeTensorMode(), torch.device("cuda"):
         q, k, v = (torch.empty(2, 2, prefix + 64, 16) for _ in range(3))

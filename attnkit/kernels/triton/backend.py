@@ -12,8 +12,8 @@ from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.costs import Work, fetched
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.transforms import differentiating
-from attnkit.kernels.triton.blocks import PAIR
-from attnkit.kernels.triton.configs import HEAD_DIMS
+from attnkit.kernels.triton.blocks.configs import HEAD_DIMS
+from attnkit.kernels.triton.blocks.op import PAIR
 from attnkit.kernels.triton.version import INTERPRETING, missing
 from attnkit.layouts import Blocks
 

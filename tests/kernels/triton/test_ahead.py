@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnkit.kernels.triton import sweep
-from attnkit.kernels.triton.configs import DEVICE_CLASSES, DIRECTIONS, HEAD_DIMS, REGION_SIZES, SHARED
-from attnkit.kernels.triton.sweep import Line
+from attnkit.kernels.triton.blocks import sweep
+from attnkit.kernels.triton.blocks.configs import DIRECTIONS, HEAD_DIMS, REGION_SIZES
+from attnkit.kernels.triton.blocks.sweep import Line
+from attnkit.kernels.triton.devices import DEVICE_CLASSES, SHARED
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,7 +45,7 @@ LINES = [
 PROGRAM = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from attnkit.kernels.triton import sweep
+from attnkit.kernels.triton.blocks import sweep
 for words in json.loads(sys.stdin.read()):
     for one in sweep.needs(sweep.Line(*words)):
         print(json.dumps([words, one.launch.kernel.__name__, one.compiled, one.faults]), flush=True)

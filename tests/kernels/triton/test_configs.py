@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from attnkit.errors import BackendError
-from attnkit.kernels.triton.configs import (
-    DEVICE_CLASSES,
+from attnkit.kernels.triton.blocks.configs import (
     DIRECTIONS,
     HEAD_DIMS,
     NUMBERS,
@@ -18,12 +17,12 @@ from attnkit.kernels.triton.configs import (
     REGION_SIZES,
     Config,
     configuration,
-    device_class,
     put,
     spot_of,
     tile_of,
     written,
 )
+from attnkit.kernels.triton.devices import DEVICE_CLASSES, device_class
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

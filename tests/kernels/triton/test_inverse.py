@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnkit.kernels.triton.inverse import inverse_of
+from attnkit.kernels.triton.blocks.inverse import inverse_of
 
 
 def pieces_of(inverse, table, blocks, topk):

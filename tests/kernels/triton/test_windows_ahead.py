@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attnkit.kernels.triton.configs import DEVICE_CLASSES, SHARED
+from attnkit.kernels.triton.devices import DEVICE_CLASSES, SHARED
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,7 +29,7 @@ warnings.simplefilter("ignore")
 import torch
 from attnkit.kernels.ops.blocks import BlockTables
 from attnkit.kernels.triton.ahead import compiled
-from attnkit.kernels.triton.blocks_launches import backward_of, forward_of
+from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
 for words in json.loads(sys.stdin.read()):
     device, dtype, tokens, width, prefix, biased, masked = words
     def made(*shape, dtype=getattr(torch, dtype)):

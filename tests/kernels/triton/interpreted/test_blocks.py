@@ -8,10 +8,10 @@ import torch
 from attnkit import Grid, attend
 from attnkit.kernels import recording
 from attnkit.kernels.ops.blocks import BLOCKS, BlockTables
-from attnkit.kernels.triton import configs
-from attnkit.kernels.triton.blocks import PAIR
-from attnkit.kernels.triton.blocks_launches import backward_of, forward_of
-from attnkit.kernels.triton.configs import Config
+from attnkit.kernels.triton.blocks import configs
+from attnkit.kernels.triton.blocks.configs import Config
+from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
+from attnkit.kernels.triton.blocks.op import PAIR
 from attnkit.layouts import Blocks
 from attnkit.testing import random_qkv, random_tensor
 from tests.kernels.triton import block_cases

@@ -1,8 +1,8 @@
 """The gradients of the keys and values of blocks: a tile of a block's keys over all queries that see it.
 
-Who sees a block of keys stands in the inverse of the index (`attnkit.kernels.triton.inverse`). The row of a block that
-many see is cut into pieces, whose sums a second kernel adds up in their order: nothing is added to memory that another
-program adds to, and the same inputs give the same bits.
+Who sees a block of keys stands in the inverse of the index (`attnkit.kernels.triton.blocks.inverse`). The row of a
+block that many see is cut into pieces, whose sums a second kernel adds up in their order: nothing is added to memory
+that another program adds to, and the same inputs give the same bits.
 """
 
 # Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.blocks import BlockTables
-from attnkit.kernels.triton import configs
-from attnkit.kernels.triton.blocks_forward import blocks_forward
-from attnkit.kernels.triton.blocks_key_gradient import blocks_key_gradient, blocks_key_parts
-from attnkit.kernels.triton.blocks_query_gradient import blocks_query_gradient
-from attnkit.kernels.triton.blocks_shared_gradient import blocks_bias_gradient, blocks_prefix_gradient
-from attnkit.kernels.triton.blocks_window_gradient import blocks_window_gradient
-from attnkit.kernels.triton.configs import Config, Direction, padded_dim
-from attnkit.kernels.triton.inverse import inverse_of
+from attnkit.kernels.triton.blocks import configs
+from attnkit.kernels.triton.blocks.configs import Config, Direction, padded_dim
+from attnkit.kernels.triton.blocks.forward import blocks_forward
+from attnkit.kernels.triton.blocks.inverse import inverse_of
+from attnkit.kernels.triton.blocks.key_gradient import blocks_key_gradient, blocks_key_parts
+from attnkit.kernels.triton.blocks.query_gradient import blocks_query_gradient
+from attnkit.kernels.triton.blocks.shared_gradient import blocks_bias_gradient, blocks_prefix_gradient
+from attnkit.kernels.triton.blocks.window_gradient import blocks_window_gradient
+from attnkit.kernels.triton.devices import device_class as device_class_of
 from attnkit.kernels.triton.launch import Launch
 
 # Programs that keep a large GPU busy: into so many shares at most is a sum cut that all blocks contribute to.
@@ -71,7 +72,7 @@ class _Call:
         self.topk = 1 if tables.routes is None else tables.routes.shape[3]
         self.queries = tables.query_slot.shape[2]
         self.listed = tables.prefix + self.topk * self.key_slots
-        self.device_class = device_class or (configs.device_class(q.device) if q.is_cuda else "sm_90")
+        self.device_class = device_class or (device_class_of(q.device) if q.is_cuda else "sm_90")
         self.query_token, self.key_token, self.index = (
             None if one is None else _packed(one) for one in (tables.query_token, tables.key_token, tables.routes)
         )
@@ -147,7 +148,7 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: BlockTables, device_clas
         k: keys (B, heads, N, D).
         v: values (B, heads, N, Dv).
         tables: the operator's other arguments.
-        device_class: one of `attnkit.kernels.triton.configs.DEVICE_CLASSES`; that of q's device where not given.
+        device_class: one of `attnkit.kernels.triton.devices.DEVICE_CLASSES`; that of q's device where not given.
     """
     call = _Call(q, k, v, tables, device_class)
     out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)

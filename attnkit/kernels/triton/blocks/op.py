@@ -12,7 +12,7 @@ from attnkit.kernels.triton.version import INTERPRETING
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
-    from attnkit.kernels.triton.blocks_launches import forward_of
+    from attnkit.kernels.triton.blocks.launches import forward_of
 
     found = forward_of(q, k, v, BlockTables(*rest))
     found.launch.run()
@@ -29,7 +29,7 @@ def _backward(
     v: Tensor,
     *rest: Any,
 ) -> list[Tensor]:
-    from attnkit.kernels.triton.blocks_launches import backward_of
+    from attnkit.kernels.triton.blocks.launches import backward_of
 
     found = backward_of(grad_out, grad_lse, out, lse, q, k, v, BlockTables(*rest[:-1]), rest[-1])
     for launch in found.launches:

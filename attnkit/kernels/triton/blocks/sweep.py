@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.blocks import BlockTables
-from attnkit.kernels.triton.configs import DEVICE_CLASSES, DIRECTIONS, HEAD_DIMS, PATH, REGION_SIZES, SHARED, Direction
+from attnkit.kernels.triton.blocks.configs import DIRECTIONS, HEAD_DIMS, PATH, REGION_SIZES, Direction
+from attnkit.kernels.triton.devices import DEVICE_CLASSES, SHARED
 from attnkit.kernels.triton.launch import Launch
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def lines(devices: tuple[str, ...] = DEVICE_CLASSES, numbers: tuple[Numbers, ...
 def launches(line: Line) -> list[Launch]:
     """The launches that take their configuration from a line, from tensors without data."""
     # Here and below, so that lines and fingerprint need no Triton.
-    from attnkit.kernels.triton.blocks_launches import backward_of, forward_of
+    from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
 
     dtype = torch.float32 if line.numbers == "tf32" else getattr(torch, line.numbers)
     made = partial(torch.empty, device="meta")
@@ -127,9 +128,10 @@ def needs(line: Line) -> list[Needs]:
 def fingerprint() -> str:
     """A number that changes with the kernels and the table, but not with comments and docstrings."""
     digest = hashlib.sha256(PATH.read_bytes())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    own = Path(__file__).parent
+    for path in sorted([*own.glob("*.py"), *own.parent.glob("*.py")]):
         text = path.read_text(encoding="utf-8")
-        if "@triton.jit" in text:
+        if "\n@triton.jit" in text:
             digest.update(ast.dump(_without_docstrings(ast.parse(text))).encode())
     return digest.hexdigest()[:16]
 
