@@ -24,7 +24,7 @@ from attnkit.analysis.tracing import (
 )
 from attnkit.analysis.turning import BesideDense, beside_dense
 from attnkit.errors import ConfigError, shown
-from attnkit.kernels.costs import measured, measured_on, written
+from attnkit.kernels.costs import measured_on, written
 from attnkit.kernels.dispatch import backend_named
 
 HEADERS = ("layer", "primitive", "heads", "queries", "keys", "density", "layout", "backend", "ms")
@@ -44,7 +44,7 @@ class Explained:
         layout: kind of the layout.
         backend: name of the backend that computes the call.
         milliseconds: what it is predicted to take for one image, without what comes before and after attention; None
-            off the CPU, where no times were measured.
+            where no times were measured: off the CPU, in float16 and float64, and by interpreted kernels.
         reasons: for every other backend, why it does not.
     """
 
@@ -82,7 +82,8 @@ class Explanation:
         title: what was run.
         rows: one entry per attention call, in the order of the run.
         others: path and primitive of the head groups that call no attention, such as convolutions.
-        beside: every head group that is not dense beside dense heads, in the order of the run; nothing off the CPU.
+        beside: every head group that is not dense beside dense heads, in the order of the run; nothing where no times
+            were measured.
     """
 
     title: str
@@ -190,7 +191,7 @@ def _rows(visit: Visit) -> list[Explained]:
                 density=call.layout.density(),
                 layout=call.layout.kind,
                 backend=choice.backend,
-                milliseconds=backend_named(choice.backend).cost(call) if measured(call.q.device) else None,
+                milliseconds=backend_named(choice.backend).known_cost(call),
                 reasons=dict(choice.reasons),
             )
         )

@@ -10,7 +10,7 @@ from attnkit.analysis.surroundings import sketched
 from attnkit.analysis.tracing import Visit
 from attnkit.grid import Grid
 from attnkit.kernels import AttendCall
-from attnkit.kernels.costs import measured, mode_of, predicted, written
+from attnkit.kernels.costs import mode_of, predicted, written
 from attnkit.kernels.dispatch import backend_named
 from attnkit.layouts import Dense
 from attnkit.primitives import HeadInputs
@@ -60,8 +60,8 @@ class BesideDense:
 
 
 def beside_dense(visit: Visit, height: int, unit: str, known: dict[object, BesideDense | None]) -> BesideDense | None:
-    """Compares a visited head group with dense heads; None for what is no head group, makes no attention, is dense, is
-    not on the CPU, or must know what stands in a tensor before it knows what it attends to.
+    """Compares a visited head group with dense heads; None for what is no head group, makes no attention, is dense,
+    runs where no times were measured, or must know what stands in a tensor before it knows what it attends to.
 
     Args:
         visit: a run of the group.
@@ -72,7 +72,7 @@ def beside_dense(visit: Visit, height: int, unit: str, known: dict[object, Besid
     inputs = visit.inputs
     if inputs is None or not visit.choices or all(isinstance(one.call.layout, Dense) for one in visit.choices):
         return None
-    if not measured(inputs.x.device):
+    if any(backend_named(one.backend).known_cost(one.call) is None for one in visit.choices):
         return None
     grad = visit.choices[0].call.needs_grad
     options = repr(getattr(visit.module, "options", None))

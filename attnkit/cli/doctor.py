@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -13,10 +13,51 @@ from attnkit.cli.commands import PLANNED
 from attnkit.grid import Grid
 from attnkit.kernels import AttendCall
 from attnkit.kernels.dispatch import backend_named
+from attnkit.layouts import Blocks, Dense, Layout, Stencil, TokenMask, TokenSets
 from attnkit.registry import BACKENDS
-from attnkit.testing import KINDS, random_layout
 
 PACKAGES = ("torch", "einops", "accelerate", "triton", "xformers", "timm", "safetensors", "scikit-learn")
+
+
+TOKENS, GRID = 16, Grid(4, 4)
+# By kind of layout: what a backend may run of it or not.
+EXAMPLES: dict[str, dict[str, Callable[[str], Layout]]] = {
+    "dense": {
+        "all keys": lambda device: Dense(TOKENS),
+        "hidden keys": lambda device: Dense(TOKENS).restrict(_seen(device)),
+    },
+    "stencil": {
+        "windows cut at the border": lambda device: Stencil(GRID, 3),
+        "windows moved inside at the border": lambda device: Stencil(GRID, 3, border="clamp"),
+        "strides": lambda device: Stencil(GRID, 3, stride=2),
+        "dilations": lambda device: Stencil(GRID, 3, dilation=2),
+    },
+    "blocks": {
+        "windows": lambda device: Blocks.windows(GRID, 2, device=device),
+        "routed regions": lambda device: Blocks.from_regions(
+            GRID, 2, torch.zeros(1, 4, 1, dtype=torch.int64, device=device)
+        ),
+        "hidden keys": lambda device: Blocks.windows(GRID, 2, device=device).restrict(_seen(device)),
+    },
+    "token_sets": {
+        "lists of keys": lambda device: TokenSets(
+            torch.arange(TOKENS, device=device).view(1, 1, TOKENS, 1), keys=TOKENS
+        ),
+        "hidden keys": lambda device: TokenSets(
+            torch.arange(TOKENS, device=device).view(1, 1, TOKENS, 1), keys=TOKENS
+        ).restrict(_seen(device)),
+    },
+    "token_mask": {
+        "a mask": lambda device: TokenMask(torch.eye(TOKENS, dtype=torch.bool, device=device)),
+        "hidden keys": lambda device: TokenMask(torch.eye(TOKENS, dtype=torch.bool, device=device)).restrict(
+            _seen(device)
+        ),
+    },
+}
+
+
+def _seen(device: str) -> torch.Tensor:
+    return torch.arange(TOKENS, device=device) != 3
 
 
 def report() -> Iterator[str]:
@@ -49,18 +90,33 @@ def _version(package: str) -> str:
 
 
 def _try(backend: str, device: str) -> str:
-    """Runs one small call of each layout that the backend accepts."""
+    """Runs a small call of each kind of layout that the backend accepts, and asks what it says of others."""
+    calls = {
+        (kind, what): _call(make(device), device)
+        for kind, examples in EXAMPLES.items()
+        for what, make in examples.items()
+    }
+    found = {one: backend_named(backend).why_not(call) for one, call in calls.items()}
+    # What stands against every call is said once.
+    common = [one for one in next(iter(found.values())) if all(one in reasons for reasons in found.values())]
     runs: list[str] = []
-    refuses: dict[str, list[str]] = {}
-    for kind in KINDS:
-        layout, (queries, keys) = random_layout(kind, Grid(4, 4), batch=1, heads=2, seed=0, device=device)
-        q, k, v = (torch.ones(1, 2, count, 16, device=device) for count in (queries, keys, keys))
-        call = AttendCall(q, k, v, layout, scale=0.25)
-        reasons = backend_named(backend).why_not(call)
-        if reasons:
-            refuses.setdefault("; ".join(reasons), []).append(kind)
-            continue
-        backend_named(backend).run(call)
-        runs.append(kind)
-    text = f"runs {', '.join(runs)}" if runs else "runs nothing"
-    return text + "".join(f"\n    not {', '.join(kinds)}: {why}" for why, kinds in refuses.items())
+    lines: list[str] = []
+    refused: dict[str, list[str]] = {}
+    for kind, examples in EXAMPLES.items():
+        able = [what for what in examples if not found[kind, what]]
+        if able:
+            backend_named(backend).run(calls[kind, able[0]])
+            runs.append(kind if len(able) == len(examples) else f"{kind} in part ({', '.join(able)})")
+        against = {what: "; ".join(one for one in found[kind, what] if one not in common) for what in examples}
+        if not able and len(set(against.values())) == 1:
+            refused.setdefault(next(iter(against.values())), []).append(kind)
+        else:
+            lines += [f"    not {kind} with {what}: {reason}" for what, reason in against.items() if reason]
+    lines += [f"    not {', '.join(kinds)}: {reason}" for reason, kinds in refused.items() if reason]
+    text = f"runs {', '.join(runs)}" if runs else f"runs nothing{': ' if common else ''}{'; '.join(common)}"
+    return "\n".join([text, *lines])
+
+
+def _call(layout: Layout, device: str) -> AttendCall:
+    q, k, v = (torch.ones(1, 2, count, 16, device=device) for count in (layout.num_queries, TOKENS, TOKENS))
+    return AttendCall(q, k, v, layout, scale=0.25)

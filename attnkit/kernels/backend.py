@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.kernels.costs import Work, milliseconds
+from attnkit.kernels.costs import Work, measured, milliseconds, timed
 
 
 class Backend(ABC):
@@ -28,6 +28,10 @@ class Backend(ABC):
     def cost(self, call: AttendCall) -> float:
         """Predicted milliseconds for one image of a call that `why_not` has no reason against, from metadata only."""
 
+    def known_cost(self, call: AttendCall) -> float | None:
+        """`cost` where it is a time that may be shown; None where it rests on other devices' or dtypes' times."""
+        return self.cost(call) if measured(call.q.device) else None
+
     @abstractmethod
     def run(self, call: AttendCall) -> AttendResult:
         """Computes a call that `why_not` has no reason against."""
@@ -42,3 +46,7 @@ class MeasuredBackend(Backend):
 
     def cost(self, call: AttendCall) -> float:
         return milliseconds(call, self.work(call))
+
+    def known_cost(self, call: AttendCall) -> float | None:
+        work = self.work(call)
+        return milliseconds(call, work) if timed(call, work) else None

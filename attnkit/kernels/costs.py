@@ -49,6 +49,16 @@ def measured(device: torch.device) -> bool:
     return device.type in MEASURED_DEVICES
 
 
+def timed(call: AttendCall, work: Work) -> bool:
+    """Whether the kernel was measured on the call's device and in its precision, so that its time may be shown."""
+    name = str(call.q.dtype).removeprefix("torch.")
+    return (
+        measured(call.q.device)
+        and name in MEASURED_DTYPES
+        and work.kernel in constants()[mode_of(call.q.dtype, grad=call.needs_grad)]
+    )
+
+
 def predicted(work: Work, mode: str) -> float:
     """The same under a name of `mode_of`."""
     # A kernel without a backward pass, or one that was not measured in this precision, is judged in float32. A new one,

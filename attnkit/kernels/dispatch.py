@@ -257,7 +257,9 @@ def _compared(call: AttendCall, name: str, chosen: str) -> str:
     """A backend that could run a call beside the one that does."""
     if not measured(call.q.device):
         return "it could run"
-    cost, price = (backend_named(one).cost(call) for one in (name, chosen))
+    cost, price = (backend_named(one).known_cost(call) for one in (name, chosen))
+    if cost is None or price is None:
+        return "it could run; no times were measured to compare it by"
     return f"it could run, in about {written(cost)} ms, {cost / price if price else 1.0:.1f} times as long"
 
 

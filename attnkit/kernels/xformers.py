@@ -31,15 +31,16 @@ class XFormersBackend(MeasuredBackend):
     on_demand: ClassVar[str] = "it was not measured on a GPU yet"
 
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
-        reasons = [*_layout_reasons(call)]
+        reasons = []
         device = call.q.device
         uneven = [one for one in (call.q.shape[3], call.v.shape[3]) if one % ALIGNED]
         if device.type != "cuda":
-            reasons.append(f"xformers has attention for cuda only, and q lies on {device}")
+            reasons.append(f"xformers has attention for cuda only, and q lies on {device}; move q, k and v to a GPU")
         elif torch.cuda.is_available() and torch.cuda.get_device_capability(device) > NEWEST:
             reasons.append("xformers has no kernels for GPUs newer than compute capability 9.0")
         if not _installed():
             reasons.append("xformers is not installed; run: pip install 'attnkit[xformers]'")
+        reasons += _layout_reasons(call)
         if call.q.dtype not in DTYPES:
             reasons.append(f"xformers takes float32, float16 and bfloat16, not {call.q.dtype}")
         if call.q.dtype != call.v.dtype:

@@ -9,6 +9,7 @@ from torch import nn
 import attnkit
 from attnkit import Grid, HeadMix
 from attnkit.errors import BackendError, ConfigError
+from attnkit.kernels import costs
 from attnkit.registry import BACKENDS
 
 MIX = [attnkit.Conv(heads=2), attnkit.RandomWindow(heads=2, window=49), attnkit.CrossShaped(heads=2, stripe=2)]
@@ -77,6 +78,29 @@ def test_a_copy_answers_for_another_dtype():
     assert mix.qkv.weight.dtype == torch.float32
     with pytest.raises(ConfigError, match="no_such_device"):
         attnkit.explain(mix, 6, device="no_such_device")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_no_times_are_told_where_none_were_measured(dtype):
+    mix = HeadMix(32, [attnkit.Window(heads=2, window=3)])
+    found = attnkit.explain(mix, 6, dtype=dtype)
+    assert found.rows[0].milliseconds is None and not found.beside
+    assert any("it could run; no times were measured" in one for (one, *_) in found.rows[0].reasons.values())
+    assert " ms" not in str(found).replace("backend  ms", "")
+    assert attnkit.explain(mix, 6).rows[0].milliseconds
+
+
+def test_a_kernel_without_measurements_takes_no_time_that_is_told(monkeypatch):
+    """As Triton's interpreter."""
+    monkeypatch.setattr("attnkit.kernels.sdpa.SdpaBackend.work", lambda self, call: costs.Work("new", {"calls": 1.0}))
+    mix = HeadMix(32, [attnkit.Window(heads=2, window=3)])
+    with attnkit.use_backend("sdpa"):
+        row = attnkit.explain(mix, 6).rows[0]
+    assert (row.backend, row.milliseconds) == ("sdpa", None)
+    with attnkit.use_backend("gather"):
+        row = attnkit.explain(mix, 6).rows[0]
+    assert row.milliseconds
+    assert row.reasons["sdpa"] == ("it could run; no times were measured to compare it by, but 'gather' was asked for",)
 
 
 def test_it_leaves_no_mark():

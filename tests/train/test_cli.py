@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import attnkit
-from attnkit.cli import main
+from attnkit.cli import doctor, main
 from attnkit.cli.commands import app
 from attnkit.cli.invocation import invocation
 from attnkit.registry import BACKENDS
+from attnkit.testing import KINDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,19 @@ def test_doctor(capsys):
     assert f"attnkit {attnkit.__version__}" in report
     assert "reference on cpu: runs dense, stencil, blocks, token_sets, token_mask" in report
     assert "gather on cpu: runs stencil, blocks, token_sets\n    not dense: " in report
-    assert "triton" in report
+    assert "chunked on cpu: runs stencil in part (windows cut at the border, strides, dilations), blocks" in report
+    assert "    not stencil with windows moved inside at the border: a stencil with border='clamp'" in report
+    assert "xformers on cpu: runs nothing: xformers has attention for cuda only" in report
+    assert "    not blocks with routed regions: routed blocks see several runs of keys" in report
+    assert report.count("q lies on cpu, and its kernels are for GPUs") == 1
+
+
+def test_doctor_knows_every_kind_of_layout():
+    assert tuple(doctor.EXAMPLES) == KINDS
+    for kind, examples in doctor.EXAMPLES.items():
+        for make in examples.values():
+            layout = make("cpu")
+            assert layout.kind == kind and layout.num_keys == doctor.TOKENS
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_GPU = (8, 0)
 # Looked up at import: the first call may already be one that is being compiled.
 _MISSING = missing()
+_INTERPRETED = "" if _MISSING else ", or set TRITON_INTERPRET=1 before Python starts and Triton interprets them, slowly"
 
 
 class TritonBackend(MeasuredBackend):
@@ -30,16 +31,9 @@ class TritonBackend(MeasuredBackend):
     on_demand: ClassVar[str] = "Triton interprets its kernels, on demand of TRITON_INTERPRET" if INTERPRETING else ""
 
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
+        reasons = _device_reasons(call.q.device)
         if not isinstance(call.layout, Blocks):
-            return (f"a {call.layout.kind} layout has no kernels here; it takes blocks",)
-        reasons = []
-        device = call.q.device
-        if device.type != "cuda" and not (INTERPRETING and device.type == "cpu"):
-            reasons.append(f"q lies on {device}, and its kernels are for GPUs")
-        elif _MISSING:
-            reasons.append(_MISSING)
-        elif device.type == "cuda" and (capability := _capability(device.index)) < OLDEST_GPU:
-            reasons.append(f"the GPU has compute capability {capability[0]}.{capability[1]}; its kernels need 8.0")
+            return (*reasons, f"a {call.layout.kind} layout has no kernels here; it takes blocks")
         if call.q.dtype not in DTYPES:
             reasons.append(f"q is {call.q.dtype}; its kernels take float32, bfloat16 and float16")
         if call.q.dtype != call.v.dtype:
@@ -64,6 +58,16 @@ class TritonBackend(MeasuredBackend):
 
     def run(self, call: AttendCall) -> AttendResult:
         return computed_by_blocks(call, PAIR)
+
+
+def _device_reasons(device: torch.device) -> list[str]:
+    if device.type != "cuda" and not (INTERPRETING and device.type == "cpu"):
+        return [f"q lies on {device}, and its kernels are for GPUs; move q, k and v to one{_INTERPRETED}"]
+    if _MISSING:
+        return [_MISSING]
+    if device.type == "cuda" and (capability := _capability(device.index)) < OLDEST_GPU:
+        return [f"the GPU has compute capability {capability[0]}.{capability[1]}; its kernels need 8.0"]
+    return []
 
 
 @torch.compiler.assume_constant_result

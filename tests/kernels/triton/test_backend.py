@@ -49,7 +49,11 @@ def test_what_it_refuses(given, reason):
 
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "INTERPRETING", False)
-    assert reasons() == "q lies on cpu, and its kernels are for GPUs"
+    monkeypatch.setattr(backend, "_INTERPRETED", ", or set TRITON_INTERPRET=1 before Python starts")
+    way_out = "q lies on cpu, and its kernels are for GPUs; move q, k and v to one, or set TRITON_INTERPRET=1 before"
+    assert reasons().startswith(way_out)
+    # Another layout is one more reason, and hides no other.
+    assert reasons(Dense(16)).startswith(way_out) and "it takes blocks" in reasons(Dense(16))
 
 
 def test_an_old_gpu(monkeypatch):
