@@ -2,9 +2,10 @@
 
 Run it from the repository root, on Linux with Triton and without TRITON_INTERPRET: python docs/generate/kernels.py
 
-It compiles some five thousand kernels, which takes more than an hour on one core; `--processes 8` takes eight. What was
-compiled from the same kernels and the same table is kept, so that it goes on after an interruption. It fails where
-something spills, passes the shared memory there is, or does without tensor cores.
+It compiles some thousand kernels of each family, which takes more than an hour on one core; `--processes 8` takes
+eight. What was compiled from the same kernels and the same table is kept, so that it goes on after an interruption, and
+so does Triton's own cache. It fails where something spills, passes the shared memory there is, or does without tensor
+cores.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib.metadata
-import itertools
 import json
 import multiprocessing
 import sys
@@ -21,15 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from attnkit.kernels.triton import devices
-from attnkit.kernels.triton.blocks import configs, sweep
+from attnkit.kernels.triton.sweeping import Family, families
 from attnkit_models.bench import roofline
 from attnkit_models.bench.report import markdown
 
 PAGE = Path(__file__).parents[1] / "kernels.md"
-NEEDS = Path(__file__).parents[1] / "tables" / "kernels.json"
+TABLES = Path(__file__).parents[1] / "tables" / "kernels"
 BEGIN, END = "<!-- tables: docs/generate/kernels.py -->", "<!-- end of the tables -->"
 LIMITS, LIMITS_END = "<!-- limits: docs/generate/kernels.py -->", "<!-- end of the limits -->"
 DEVICES = {
@@ -38,110 +36,126 @@ DEVICES = {
     "sm_100": "NVIDIA Blackwell (`sm_100`)",
     "gfx942": "AMD MI300 (`gfx942`)",
 }
-NAMES = {"forward": "Forward", "query_gradient": "Gradient of queries", "key_gradient": "Gradients of keys and values"}
-# Of a line that was not compiled, or that does not fit.
-NOTHING = "no numbers"
-Needs = dict[str, Any]
+# Of a line that was not compiled, and between those that the table does not have.
+MISSING, NOTHING = "not compiled", ""
+# By the name of a line: its cut, registers, bytes aside, shared memory, instructions, and what is wrong.
+Rows = dict[str, list[Any]]
 
 
-def key(line: sweep.Line) -> str:
-    """A line's name in the file: `"sm_90/forward/bfloat16/64/32"`, and `" and bias"` behind the numbers with one."""
-    numbers = line.numbers + " and bias" * line.bias
-    return "/".join((line.device_class, line.direction, numbers, str(line.tile), str(line.head_dim)))
+def path_of(family: str) -> Path:
+    """The file of what a family's kernels need."""
+    return TABLES / f"{family}.json"
 
 
-def needed(line: sweep.Line) -> tuple[str, list[Any], list[str]]:
-    """Name, needs and faults of a line for one kind of calls: registers, bytes aside, shared memory, instructions."""
+def stored(family: str) -> dict[str, Any]:
+    """What was found before: fingerprint, Triton's version, and lines; nothing of a family that is new."""
+    path = path_of(family)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"triton": "", "lines": {}}
+
+
+def named(sweep: Family) -> dict[str, list[Any]]:
+    """A family's lines by their name, those of all kinds of calls together, in the order of the page."""
+    found: dict[str, list[Any]] = {}
+    for line in sweep.lines():
+        found.setdefault(sweep.name(line), []).append(line)
+    return found
+
+
+def needed(given: tuple[str, str, list[Any]]) -> tuple[str, str, list[Any]]:
+    """Family, name and row of the lines of a name: the most that any of their kernels needs."""
     # Triton warns of its own future.
     warnings.simplefilter("ignore")
-    try:
-        found = sweep.needs(line)
-    except Exception as error:
-        # Whatever Triton's compilers raise, the other lines are compiled.
-        return key(line), [], [f"{key(line)}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"]
-    first = found[0].compiled
-    numbers = [max(one.compiled[at] for one in found) for at in range(3)]
-    faults = [f"{key(line)}, {one.launch.kernel.__name__}: {fault}" for one in found for fault in one.faults]
-    return key(line), [*numbers, ", ".join(first.instructions)], faults
+    family, name, lines = given
+    sweep = families()[family]
+    most, instructions, faults = [0, 0, 0], set(), set()
+    for line in lines:
+        try:
+            found = sweep.needs(line)
+        except Exception as error:
+            # Whatever Triton's compilers raise, the other lines are compiled.
+            faults.add(f"{_words(line)}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            continue
+        for one in found:
+            *numbers, products = one.compiled
+            most = [max(both) for both in zip(most, numbers, strict=True)]
+            instructions |= {*products}
+            faults |= {f"{_words(line)}, {one.launch.kernel.__name__}: {fault}" for fault in one.faults}
+    return family, name, [sweep.cut(lines[0]), *most, ", ".join(sorted(instructions)), sorted(faults)]
 
 
-def stored() -> Needs:
-    """What was found before."""
-    return json.loads(NEEDS.read_text(encoding="utf-8"))
+def _words(line: Any) -> str:
+    return " ".join(map(str, line))
 
 
-def renew(patterns: Sequence[str], processes: int) -> list[str]:
-    """Compiles what is missing of the lines whose names match a pattern, writes the file, and tells what is wrong."""
-    head = {"fingerprint": sweep.fingerprint(), "triton": importlib.metadata.version("triton")}
-    before = stored() if NEEDS.exists() else {}
-    lines = before["lines"] if {name: before.get(name) for name in head} == head else {}
-    wanted: dict[str, list[sweep.Line]] = {}
-    for line in sweep.lines():
-        if key(line) not in lines and any(fnmatch.fnmatchcase(key(line), one) for one in patterns):
-            wanted.setdefault(key(line), []).append(line)
-    faults = []
+def renew(patterns: Sequence[str], processes: int) -> None:
+    """Compiles what is missing of the lines whose names match a pattern, and writes the families' files."""
+    found, todo = {}, []
+    for family, sweep in families().items():
+        head = {"fingerprint": sweep.fingerprint(), "triton": importlib.metadata.version("triton")}
+        before = stored(family)
+        known = before["lines"] if {key: before.get(key) for key in head} == head else {}
+        found[family] = {**head, "lines": known}
+        for name, lines in named(sweep).items():
+            # What was wrong is tried again.
+            if name not in known or known[name][-1]:
+                whole = f"{family}/{name}"
+                todo += [(family, name, lines)] if any(fnmatch.fnmatchcase(whole, one) for one in patterns) else []
     # New processes, for the compilers inside Triton do not take a fork.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        todo = (one for some in wanted.values() for one in some)
-        for name, group in itertools.groupby(pool.imap(needed, todo), key=lambda one: one[0]):
-            rows = list(group)
-            wrong = [fault for _, _, some in rows for fault in some]
-            faults += wrong
-            if not wrong:
-                lines[name] = [*(max(row[at] for _, row, _ in rows) for at in range(3)), rows[0][1][3]]
-                write({**head, "lines": lines})
-            print(name, "; ".join(wrong) or lines[name], flush=True)
-    write({**head, "lines": lines})
-    return faults
+        for number, (family, name, row) in enumerate(pool.imap_unordered(needed, todo), 1):
+            found[family]["lines"][name] = row
+            write(family, found[family])
+            print(f"{number}/{len(todo)} {family}/{name}", row, flush=True)
 
 
-def write(found: Needs) -> None:
-    """Writes the file, a line of the table a line."""
+def write(family: str, found: dict[str, Any]) -> None:
+    """Writes a family's file, a line of the table a line."""
     rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(found["lines"].items()))
     head = {name: value for name, value in found.items() if name != "lines"}
-    NEEDS.write_text(json.dumps(head, indent=2)[:-2] + ',\n  "lines": {\n' + rows + "\n  }\n}\n", encoding="utf-8")
+    TABLES.mkdir(exist_ok=True)
+    path_of(family).write_text(json.dumps(head, indent=2)[:-2] + ',\n  "lines": {\n' + rows + "\n  }\n}\n", "utf-8")
 
 
-def page(found: Needs) -> str:
-    """What stands between the marks of the page."""
-    parts = [f"Compiled by Triton {found['triton']}."]
+def wrong() -> list[str]:
+    """What is wrong with the lines that were compiled."""
+    return [
+        f"{family}: {fault}" for family in families() for row in stored(family)["lines"].values() for fault in row[-1]
+    ]
+
+
+def tables(family: str, sweep: Family) -> str:
+    """A family's part of the page."""
+    found = stored(family)
+    if not found["lines"]:
+        return f"### {sweep.TITLE}\n\nNot compiled yet."
+    parts = [f"### {sweep.TITLE}", f"Compiled by Triton {found['triton']}."]
+    names = list(named(sweep))
     for device, title in DEVICES.items():
         limit = devices.SHARED[device] // 1024
-        if not any(name.startswith(f"{device}/") for name in found["lines"]):
-            continue
-        parts += [f"### {title}", f"Shared memory of a program: {limit} KiB at most."]
-        for direction in configs.DIRECTIONS:
-            rows = list(_rows(found["lines"], device, direction))
-            head = ["numbers", "head dim", *(f"regions of {size}" for size in configs.REGION_SIZES)]
-            head[-1] += " and more"
-            if rows:
-                parts += [f"**{NAMES[direction]}.**", markdown(head, rows, left=len(head))]
+        parts += [f"#### {title}", f"Shared memory of a program: {limit} KiB at most."]
+        for word, heading in sweep.TABLES.items():
+            rows = list(_rows(names, found["lines"], f"{device}/{word}/", list(sweep.COLUMNS)))
+            head = [*sweep.ROWS, *sweep.COLUMNS.values()]
+            parts += [f"**{heading}.**", markdown(head, rows, left=len(head))] if rows else []
     return "\n\n".join(parts)
 
 
-def _rows(lines: dict[str, list[Any]], device: str, direction: configs.Direction) -> Iterator[list[str]]:
-    for numbers, width in itertools.product(_numbers(), configs.HEAD_DIMS):
+def _rows(names: list[str], lines: Rows, table: str, columns: list[str]) -> Iterator[list[str]]:
+    own = [name for name in names if name.startswith(table)]
+    for row in dict.fromkeys(name.rpartition("/")[0] for name in own):
         cells = []
-        for tile in configs.REGION_SIZES:
-            row = lines.get("/".join((device, direction, numbers, str(tile), str(width))))
-            if row is None:
-                cells.append(NOTHING)
-                continue
-            rounded = numbers.startswith("tf32")
-            dtype = torch.float32 if rounded or numbers.startswith("float32") else torch.bfloat16
-            config = configs.configuration(direction, tile, width, dtype, device, numbers.endswith("bias"), rounded)
-            tiles = f"{config.rows}x{config.columns}, {config.warps} w, {config.stages} s"
-            aside = f" + {row[1]} B" if row[1] else ""
-            cells.append(f"{tiles}: {row[0]}{aside}, {row[2] / 1024:.0f} K{f', {row[3]}' if row[3] else ''}")
-        if any(cell != NOTHING for cell in cells):
-            yield [numbers, str(width), *cells]
+        for column in columns:
+            name = f"{row}/{column}"
+            cells.append(_cell(lines.get(name)) if name in own else NOTHING)
+        yield [*row.removeprefix(table).split("/"), *cells]
 
 
-def _numbers() -> Iterator[str]:
-    for numbers in sweep.NUMBERS:
-        yield numbers
-        if numbers != "float16":
-            yield f"{numbers} and bias"
+def _cell(row: list[Any] | None) -> str:
+    if row is None:
+        return MISSING
+    cut, registers, aside, shared, instructions, faults = row
+    needs = f"{cut}: {registers}{f' + {aside} B' if aside else ''}, {shared / 1024:.0f} K"
+    return f"{needs}{f', {instructions}' if instructions else ''}{' **(does not fit)**' if faults else ''}"
 
 
 def limits() -> str:
@@ -149,10 +163,11 @@ def limits() -> str:
     return "\n\n".join(f"**{device.name}.**\n\n{roofline.limits(device)}" for device in roofline.DEVICES)
 
 
-def text(found: Needs) -> str:
+def text() -> str:
     """The whole page with new tables."""
     whole = PAGE.read_text(encoding="utf-8")
-    for begin, part, end in ((LIMITS, limits(), LIMITS_END), (BEGIN, page(found), END)):
+    found = "\n\n".join(tables(family, sweep) for family, sweep in families().items())
+    for begin, part, end in ((LIMITS, limits(), LIMITS_END), (BEGIN, found, END)):
         before, _, rest = whole.partition(begin)
         whole = f"{before}{begin}\n\n{part}\n\n{end}{rest.partition(end)[2]}"
     return whole
@@ -161,8 +176,8 @@ def text(found: Needs) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--only", action="append", help="lines whose names match, such as 'sm_90/*/bfloat16/*'")
+    parser.add_argument("--only", action="append", help="lines whose names match, such as 'blocks/sm_90/*/bfloat16/*'")
     given = parser.parse_args()
-    wrong = renew(given.only or ["*"], given.processes)
-    PAGE.write_text(text(stored()), encoding="utf-8")
-    sys.exit("\n".join(wrong) or None)
+    renew(given.only or ["*"], given.processes)
+    PAGE.write_text(text(), encoding="utf-8")
+    sys.exit("\n".join(wrong()) or None)

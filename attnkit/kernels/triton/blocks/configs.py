@@ -25,6 +25,9 @@ HEAD_DIMS = (16, 32, 64, 128, 256)
 NUMBERS = ("16 bit", "32 bit", "tf32", "16 bit and bias", "32 bit and bias", "tf32 and bias")
 # Direction, one of `NUMBERS`, region size and head dim, as the table names them.
 Spot: TypeAlias = "tuple[Direction, str, str, str]"
+# Tokens of a window, and widths, up to which one program makes all its gradients without running out of registers, by
+# bytes of a number.
+WINDOW = {2: (64, 32), 4: (16, 16)}
 PATH = Path(__file__).with_name("configs.json")
 
 

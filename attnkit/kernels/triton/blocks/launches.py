@@ -25,10 +25,6 @@ PROGRAMS = 1024
 # kernels take a third more registers.
 LISTED = 32
 
-# Tokens of a window, and widths, up to which one program makes all its gradients without running out of registers, by
-# bytes of a number.
-WINDOW = {2: (64, 32), 4: (16, 16)}
-
 
 class Forward(NamedTuple):
     """The launch of the forward pass and what it writes."""
@@ -220,7 +216,7 @@ def _window_gradients(
     """The one launch for all of q, k and v where every block sees itself and fits into a tile; else None."""
     rows, columns = _tile(call.query_slots), _tile(call.key_slots)
     widths = call.widths()
-    tokens, width = WINDOW[call.q.dtype.itemsize]
+    tokens, width = configs.WINDOW[call.q.dtype.itemsize]
     if call.index is not None or max(rows, columns) > tokens or max(widths["BLOCK_D"], widths["BLOCK_V"]) > width:
         return None
     tables = call.tables

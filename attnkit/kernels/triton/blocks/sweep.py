@@ -2,88 +2,117 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.blocks import BlockTables
-from attnkit.kernels.triton.blocks.configs import DIRECTIONS, HEAD_DIMS, PATH, REGION_SIZES, Direction
-from attnkit.kernels.triton.devices import DEVICE_CLASSES, SHARED
+from attnkit.kernels.triton.blocks.configs import (
+    DIRECTIONS,
+    HEAD_DIMS,
+    PATH,
+    REGION_SIZES,
+    WINDOW,
+    Direction,
+    configuration,
+)
+from attnkit.kernels.triton.devices import DEVICE_CLASSES
 from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.sweeping import Needs, Numbers, dtype_of, fingerprint_of, multiplying, needs_of
 
-if TYPE_CHECKING:
-    from attnkit.kernels.triton.ahead import Compiled
+TITLE = "Blocks: routed regions and windows"
+TABLES = {
+    "forward": "Forward",
+    "query_gradient": "Gradient of queries",
+    "key_gradient": "Gradients of keys and values",
+    "window_gradient": "All gradients of small windows",
+}
+ROWS = ("numbers", "head dim")
+COLUMNS = {str(size): f"regions of {size}" for size in REGION_SIZES}
+COLUMNS[str(REGION_SIZES[-1])] += " and more"
 
-# How numbers are multiplied: those of 16 bits, and float32 exactly or, where PyTorch is allowed to, as tf32.
-Numbers: TypeAlias = Literal["bfloat16", "float16", "float32", "tf32"]
-NUMBERS: tuple[Numbers, ...] = ("bfloat16", "float16", "float32", "tf32")
+# Small windows have a kernel that takes no configuration, and is shown beside the directions that do.
+Shown: TypeAlias = Literal[Direction, "window_gradient"]
+SHOWN: tuple[Shown, ...] = (*DIRECTIONS, "window_gradient")
+Kind: TypeAlias = Literal["whole", "prefix", "ragged", "windows"]
+# What a bias adds to the numbers' name in the table.
+AND_BIAS = " and bias"
+NUMBERS: tuple[Numbers, ...] = ("bfloat16", "float32", "tf32")
 
-# Which kernels take their configuration from which direction.
-KERNELS: dict[Direction, tuple[str, ...]] = {
+# Which kernels take their configuration from which direction, and those of them that multiply nothing.
+KERNELS: dict[Shown, tuple[str, ...]] = {
     "forward": ("blocks_forward",),
     "query_gradient": ("blocks_query_gradient", "blocks_bias_gradient"),
     "key_gradient": ("blocks_key_gradient", "blocks_key_parts", "blocks_prefix_gradient"),
+    "window_gradient": ("blocks_window_gradient",),
 }
 WITHOUT_PRODUCTS = ("blocks_key_parts",)
 
-# NVIDIA's assembler puts a few bytes aside although registers are left, where that lets one more program run at a time.
-TRIFLE, MOST_REGISTERS = 16, 255
-# Tokens of regions that do not fill their tiles.
+# Tokens of regions that do not fill their tiles; windows fill every other tile.
 RAGGED = {16: 9, 32: 25, 64: 49, 128: 100}
+WINDOWS = {16: 9, 32: 32, 64: 49, 128: 128}
+# What windows are compiled for where they run the kernels of regions: tiles, and widths, the first one with a bias.
+ODD = (64, 128), (32, 128)
+# A prefix of one token is compiled as a constant.
+PREFIX = {"ragged": 1, "prefix": 5}
 BATCH, HEADS, BLOCKS, TOPK = 2, 4, 64, 4
 
 
 class Line(NamedTuple):
-    """A line of the table, for one class of devices and way to multiply.
+    """A line of the table, for one class of devices, way to multiply and kind of calls.
 
     Attributes:
         device_class: one of `DEVICE_CLASSES`.
-        direction: which result.
-        numbers: one of `NUMBERS`.
+        direction: which result, or `"window_gradient"`: all of them by one program a window, which needs no index.
+        numbers: one of `Numbers`.
         tile: one of `REGION_SIZES`.
         head_dim: one of `HEAD_DIMS`.
-        ragged: whether regions leave gaps in their tiles, beside prefix tokens, masked keys, a gradient of the lse and
-            an index for each head; else none of these.
-        bias: whether there is one.
+        kind: `"whole"`: regions that fill their tiles. `"prefix"`: the same beside prefix tokens, with a gradient of
+            the lse. `"ragged"`: regions that leave gaps, beside a prefix token, masked keys, a gradient of the lse and
+            an index for each head. `"windows"`: no index, and queries and keys three quarters as wide as their tiles.
+        bias: whether there is one; of the numbers' dtype for whole regions and windows, else float32.
     """
 
     device_class: str
-    direction: Direction
+    direction: Shown
     numbers: Numbers
     tile: int
     head_dim: int
-    ragged: bool
+    kind: Kind
     bias: bool
 
 
-class Needs(NamedTuple):
-    """What a kernel of a line needs, and what is wrong with that."""
-
-    line: Line
-    launch: Launch
-    compiled: Compiled
-    faults: tuple[str, ...]
-
-
-def lines(devices: tuple[str, ...] = DEVICE_CLASSES, numbers: tuple[Numbers, ...] = NUMBERS) -> list[Line]:
-    """All lines of the table for some classes of devices and ways to multiply, each for the four kinds of calls.
-
-    The half precisions share their lines, and of float16 whole tiles without a bias are taken only.
-    """
-    shapes = itertools.product(REGION_SIZES, HEAD_DIMS, (False, True), (False, True))
+def lines(devices: Sequence[str] = DEVICE_CLASSES, numbers: Sequence[Numbers] = NUMBERS) -> list[Line]:
+    """The lines of the table for some classes of devices and ways to multiply, in all kinds of calls that are compiled
+    to different code there. float16 shares bfloat16's lines."""
+    spots = itertools.product(devices, SHOWN, numbers, (False, True), HEAD_DIMS, REGION_SIZES)
     return [
-        Line(device, direction, way, *shape)
-        for device, direction, way, shape in itertools.product(devices, DIRECTIONS, numbers, list(shapes))
-        if way != "float16" or not any(shape[2:])
+        Line(device, direction, way, tile, width, kind, bias)
+        for device, direction, way, bias, width, tile in spots
+        for kind in _kinds(direction, way, tile, width, bias)
     ]
+
+
+def name(line: Line) -> str:
+    """The line's cell in the table, such as `"sm_90/forward/bfloat16 and bias/32/64"`."""
+    numbers = line.numbers + AND_BIAS * line.bias
+    return "/".join((line.device_class, line.direction, numbers, str(line.head_dim), str(line.tile)))
+
+
+def cut(line: Line) -> str:
+    """Rows x columns of a tile, warps and stages."""
+    if line.direction == "window_gradient":
+        launch = launches(line)[0]
+        rows, columns = launch.constants["BLOCK_M"], launch.constants["BLOCK_N"]
+        return f"{rows}x{columns}, {launch.warps} w"
+    dtype, rounded = dtype_of(line.numbers), line.numbers == "tf32"
+    found = configuration(line.direction, line.tile, line.head_dim, dtype, line.device_class, line.bias, rounded)
+    return f"{found.rows}x{found.columns}, {found.warps} w, {found.stages} s"
 
 
 def launches(line: Line) -> list[Launch]:
@@ -91,82 +120,79 @@ def launches(line: Line) -> list[Launch]:
     # Here and below, so that lines and fingerprint need no Triton.
     from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
 
-    dtype = torch.float32 if line.numbers == "tf32" else getattr(torch, line.numbers)
+    dtype, ragged = dtype_of(line.numbers), line.kind == "ragged"
     made = partial(torch.empty, device="meta")
-    tokens, prefix = (RAGGED[line.tile], 1) if line.ragged else (line.tile, 0)
-    image = BLOCKS * tokens - (tokens // 2 if line.ragged else 0)
+    prefix = PREFIX.get(line.kind, 0)
+    tokens = {"ragged": RAGGED, "windows": WINDOWS}.get(line.kind, {}).get(line.tile, line.tile)
+    width = line.head_dim * 3 // 4 if line.kind == "windows" else line.head_dim
+    image = BLOCKS * tokens - (tokens // 2 if ragged else 0)
     # As a fused projection leaves them.
-    q, k, v = made(BATCH, prefix + image, 3, HEADS, line.head_dim, dtype=dtype).permute(2, 0, 3, 1, 4)
+    q, k, v = made(BATCH, prefix + image, 3, HEADS, width, dtype=dtype).permute(2, 0, 3, 1, 4)
     token, slot = made(1, 1, BLOCKS, tokens, dtype=torch.int64), made(1, 1, image, dtype=torch.int64)
-    index = made(BATCH, HEADS if line.ragged else 1, BLOCKS, TOPK, dtype=torch.int64)
-    key_mask = made(BATCH, 1, prefix + image, dtype=torch.bool) if line.ragged else None
-    grad_lse = made(BATCH, HEADS, image) if line.ragged else None
-    bias = made(1, HEADS, BLOCKS, tokens, prefix + TOPK * tokens, dtype=dtype) if line.bias else None
-    tables = BlockTables(token, slot, token, slot, index, key_mask, bias, prefix, [line.ragged] * 2, 0.125)
-    with _multiplying(line.numbers):
+    index = made(BATCH, HEADS if ragged else 1, BLOCKS, TOPK, dtype=torch.int64)
+    if line.kind == "windows" or line.direction == "window_gradient":
+        index = None
+    key_mask = made(BATCH, 1, prefix + image, dtype=torch.bool) if ragged else None
+    grad_lse = made(BATCH, HEADS, image) if prefix else None
+    bias = None
+    if line.bias:
+        columns = prefix + (1 if index is None else TOPK) * tokens
+        bias = made(1, HEADS, BLOCKS, tokens, columns, dtype=torch.float32 if prefix else dtype)
+    tables = BlockTables(token, slot, token, slot, index, key_mask, bias, prefix, [ragged] * 2, 0.125)
+    with multiplying(line.numbers):
         first = forward_of(q, k, v, tables, line.device_class)
         if line.direction == "forward":
-            found = [first.launch]
-        else:
-            grad, needs = torch.empty_like(first.out), [True, True, True, line.bias]
-            given: tuple[Tensor | None, ...] = (grad, grad_lse, first.out, first.lse, q, k, v)
-            found = backward_of(*given, tables, needs, line.device_class).launches  # type: ignore[arg-type]
-    return [one for one in found if one.kernel.__name__ in KERNELS[line.direction]]
+            return [first.launch]
+        grad, needs = torch.empty_like(first.out), [True, True, True, line.bias]
+        given: tuple[Tensor | None, ...] = (grad, grad_lse, first.out, first.lse, q, k, v)
+        found = backward_of(*given, tables, needs, line.device_class).launches  # type: ignore[arg-type]
+    return [one for one in found if _belongs(one.kernel.__name__, line)]
 
 
 def needs(line: Line) -> list[Needs]:
     """Compiles the kernels of a line."""
-    from attnkit.kernels.triton.ahead import compiled
-
-    found = []
-    for launch in launches(line):
-        one = compiled(launch, line.device_class)
-        found.append(Needs(line, launch, one, tuple(_faults(line, launch, one))))
-    return found
+    return needs_of(line.device_class, [(one, _multiplied(line, one)) for one in launches(line)])
 
 
 def fingerprint() -> str:
-    """A number that changes with the kernels and the table, but not with comments and docstrings."""
-    digest = hashlib.sha256(PATH.read_bytes())
-    own = Path(__file__).parent
-    for path in sorted([*own.glob("*.py"), *own.parent.glob("*.py")]):
-        text = path.read_text(encoding="utf-8")
-        if "\n@triton.jit" in text:
-            digest.update(ast.dump(_without_docstrings(ast.parse(text))).encode())
-    return digest.hexdigest()[:16]
+    """A number that changes with the kernels, how they are started, and the table, but not with comments."""
+    return fingerprint_of(Path(__file__).parent, PATH)
 
 
-def _faults(line: Line, launch: Launch, found: Compiled) -> Iterator[str]:
-    if found.spilled > TRIFLE or (found.spilled and found.registers >= MOST_REGISTERS):
-        yield f"{found.spilled} bytes of a thread do not fit into registers"
-    limit = SHARED[line.device_class]
-    if found.shared > limit:
-        yield f"{found.shared} bytes of shared memory where there are {limit}"
-    if launch.kernel.__name__ in WITHOUT_PRODUCTS or (line.numbers == "float32" and line.device_class != "gfx942"):
-        # float32 itself is multiplied by tensor cores of AMD only.
+def _kinds(direction: str, numbers: Numbers, tile: int, width: int, bias: bool) -> Iterator[Kind]:
+    """The kinds of calls that a line is compiled for."""
+    tokens, widest = WINDOW[dtype_of(numbers).itemsize]
+    one_program = tile <= tokens and width <= widest
+    if direction == "window_gradient" and not one_program:
         return
-    # Those of the result; a group of four warps multiplies 64 of them.
-    rows = int(launch.constants["BLOCK_N" if line.direction == "key_gradient" else "BLOCK_M"] or 0)
-    wide = rows >= 64 and launch.warps >= 4
-    wanted = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(line.device_class, "") if wide else ""
-    if wanted and wanted not in found.instructions:
-        yield f"tiles of {rows} rows do without {wanted}"
-    if not found.instructions:
-        yield "it does without tensor cores"
+    yield "whole"
+    yield "ragged"
+    # Keys' gradients do not depend on a prefix.
+    if direction in ("forward", "query_gradient"):
+        yield "prefix"
+    if direction == "window_gradient":
+        windows = not bias
+    else:
+        windows = tile in ODD[0] and width in ODD[1][: 1 if bias else None]
+        windows &= direction == "forward" or not one_program
+    if windows:
+        yield "windows"
 
 
-@contextmanager
-def _multiplying(numbers: Numbers) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if numbers == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+def _belongs(kernel: str, line: Line) -> bool:
+    """Whether a kernel is a line's, and not another's that it is equal to."""
+    if kernel not in KERNELS[line.direction]:
+        return False
+    if kernel == "blocks_bias_gradient":
+        return line.kind in ("ragged", "windows")
+    if kernel == "blocks_key_parts":
+        return line.kind == "ragged" and not line.bias
+    # Prefixes are short: they take the smallest tiles.
+    return kernel != "blocks_prefix_gradient" or line.tile == REGION_SIZES[0]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return tree
+def _multiplied(line: Line, launch: Launch) -> int:
+    """Rows of the result that tensor cores are to multiply; float32 itself only those of AMD do."""
+    if launch.kernel.__name__ in WITHOUT_PRODUCTS or (line.numbers == "float32" and line.device_class != "gfx942"):
+        return 0
+    return int(launch.constants["BLOCK_N" if line.direction == "key_gradient" else "BLOCK_M"] or 0)
