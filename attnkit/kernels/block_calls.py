@@ -30,9 +30,10 @@ def computed_by_blocks(call: AttendCall, pair: OpPair) -> AttendResult:
         bias = call.pairs_at(call.bias, queries.token[..., :, None], tokens[..., None, :])
     tables = (queries.token, queries.slot, keys.token, keys.slot, layout.index, layout.key_mask, bias)
     padded = [queries.padded, keys.padded]
-    out, lse = pair.op(call.q, call.k, call.v, *tables, prefix, padded, float(call.scale))
+    out, total, peak = pair.op(call.q, call.k, call.v, *tables, prefix, padded, float(call.scale))
+    lse = total.log() + peak if call.return_lse else None
     if not prefix:
-        return AttendResult(out, lse if call.return_lse else None)
+        return AttendResult(out, lse)
     row = global_rows(call, prefix)
-    joined = None if row.lse is None or not call.return_lse else torch.cat([row.lse, lse], dim=2)
+    joined = None if row.lse is None or lse is None else torch.cat([row.lse, lse], dim=2)
     return AttendResult(torch.cat([row.out, out], dim=2), joined)

@@ -160,10 +160,12 @@ def test_pytorch_finds_nothing_wrong(name):
     bias = random_tensor(1, HEADS, *layout.order.token.shape[2:], layout.key_slots, seed=7, dtype=torch.float32)
     for arguments in (arguments_of(layout), arguments_of(layout, bias)):
         torch.library.opcheck(BLOCKS.op, with_gradients(arguments))
-        out, lse = BLOCKS.op(*arguments)
+        out, total, peak = BLOCKS.op(*arguments)
         needs = [True, False, True, arguments[9] is not None]
-        torch.library.opcheck(BLOCKS.backward_op, (out, None, out, lse, *arguments, needs))
-    torch.library.opcheck(BLOCKS.backward_op, (None, lse, out, lse, *arguments, [False, True, False, False]))
+        torch.library.opcheck(BLOCKS.backward_op, (out, None, None, out, total, peak, *arguments, needs))
+    torch.library.opcheck(
+        BLOCKS.backward_op, (None, total, None, out, total, peak, *arguments, [False, True, False, False])
+    )
 
 
 class Layer(torch.nn.Module):

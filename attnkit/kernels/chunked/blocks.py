@@ -65,7 +65,7 @@ def _small(queries: int, keys: int) -> bool:
 BLOCKED = Family(_why_not, _work, _run)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     tables = BlockTables(*rest)
     small = _small(*_block(tables))
     batch, heads = q.shape[:2]
@@ -89,13 +89,16 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
                 found_lse[first:last].masked_fill_(near.empty, -torch.inf)
         slabs.take_queries(slab_out, out)
         slabs.take_numbers(found_lse, lse)
-    return out, lse
+    # Backward makes the sums of powers anew where they matter.
+    return out, torch.ones_like(lse), lse
 
 
 def _backward(
     grad_out: Tensor | None,
-    grad_lse: Tensor | None,
+    grad_total: Tensor | None,
+    grad_peak: None,
     out: Tensor,
+    total: Tensor,
     lse: Tensor,
     q: Tensor,
     k: Tensor,
@@ -103,7 +106,7 @@ def _backward(
     *rest: Any,
 ) -> list[Tensor]:
     tables, needs = BlockTables(*rest[:-1]), rest[-1]
-    written = tables.bias is not None or grad_lse is not None or _small(*_block(tables))
+    written = tables.bias is not None or grad_total is not None or _small(*_block(tables))
     slabs = Slabs(q, v, tables, written=written)
     grads = [torch.empty_like(one) for one in (q, k, v)]
     grads[0][:, :, : tables.prefix] = 0.0
@@ -122,21 +125,21 @@ def _backward(
         slabs.put_keys(v, slab_v, first_v)
         grad = slab_grad[: len(used)] if grad_out is None else slabs.put_queries(grad_out, slab_grad)
         # Where nothing is seen there are no weights: exp(logit - inf) is 0.
-        total = slabs.put_numbers(lse, torch.inf)
-        total.masked_fill_(total == -torch.inf, torch.inf)
+        peak = slabs.put_numbers(lse, torch.inf)
+        peak.masked_fill_(peak == -torch.inf, torch.inf)
         if slab_out is not None:
             reached = slabs.put_queries(out, slab_out)
         elif grad_out is not None:
             reached = slabs.put_products(grad_out, out)
         else:
-            reached = torch.zeros_like(total)
-        if grad_lse is not None:
-            reached -= slabs.put_numbers(grad_lse, 0.0).masked_fill_(total == torch.inf, 0.0)
+            reached = torch.zeros_like(peak)
+        if grad_total is not None:
+            reached -= slabs.put_numbers(grad_total, 0.0).masked_fill_(peak == torch.inf, 0.0)
         slabs.clear_keys(slab_grad_k, first_grad_k)
         slabs.clear_keys(slab_grad_v, first_grad_v)
         for first, last in slabs.chunks():
             near = slabs.near(slab_k, slab_v, first_k, first_v, first, last)
-            given = (grad[first:last], used[first:last], near, reached[first:last], total[first:last])
+            given = (grad[first:last], used[first:last], near, reached[first:last], peak[first:last])
             if written:
                 found = _written_gradients(*given, tables.scale)
                 if grad_bias is not None:
@@ -211,7 +214,7 @@ def _written_gradients(
     """Gradients of q, k, v and the logits' bias.
 
     With weights p and `reached = grad . v`, the logits get `p * (reached - mean)`, where `mean` (blocks, T) is the
-    average of what is reached, which is `grad . out`, less what arrives at the lse.
+    average of what is reached, which is `grad . out`, less what arrives at the sum of powers.
     """
     # Not exp(logit - lse): of -1e8, a bias that hides all keys of a row alike, the lse has lost the denominator.
     weights = _logits(q, near, scale).softmax(-1)

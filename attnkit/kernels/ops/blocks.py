@@ -34,11 +34,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def _fake(
     q: Tensor, k: Tensor, v: Tensor, query_token: Tensor, query_slot: Tensor, *rest: object
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     batch, heads = q.shape[:2]
     count = query_slot.shape[2]
     out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
-    return out, q.new_empty(batch, heads, count, dtype=wide(q.dtype))
+    return out, *(q.new_empty(batch, heads, count, dtype=wide(q.dtype)) for _ in range(2))
 
 
 def _work(
@@ -78,12 +78,15 @@ def blocks_pair(name: str) -> OpPair:
         # index: (B or 1, heads or 1, R, K), -1 for none, no block twice in a row; None: every block sees its own.
         # key_mask: bool (B or 1, heads or 1, N).
         # bias: (B or 1, heads or 1, R or 1, T, prefix + K * T), any values at empty slots.
-        # out: (B, heads, N - prefix, Dv), the queries outside the prefix. lse: (B, heads, N - prefix) in
-        # `wide(q.dtype)`, -inf where no key is seen.
+        # out: (B, heads, N - prefix, Dv), the queries outside the prefix. log(total) + peak: (B, heads, N - prefix) in
+        # `wide(q.dtype)`, the lse. `peak` is -inf where no key is seen, and `total` 1. Under a bias a kernel that needs
+        # them for its backward pass keeps them apart, since beside -1e9 their sum has lost the denominator; elsewhere
+        # `total` may be 1 and `peak` the lse.
         arguments="Tensor q, Tensor k, Tensor v, Tensor query_token, Tensor query_slot, Tensor key_token, "
         "Tensor key_slot, Tensor? index, Tensor? key_mask, Tensor? bias, SymInt prefix, bool[] padded, float scale",
-        outputs=("out", "lse"),
+        outputs=("out", "total", "peak"),
         gradients=("q", "k", "v", "bias"),
+        constants=("peak",),
         lowered=("q", "k", "v"),
         fake=_fake,
         work=_work,

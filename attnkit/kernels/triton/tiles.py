@@ -16,6 +16,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
 
+# Arguments of kernels that change with the image and the batch and on which no load of several numbers at once depends.
+# Triton would compile a kernel anew for each combination of those that are 1, divisible by 16, or neither.
+COUNTS = (
+    *("heads", "queries", "query_blocks", "key_blocks", "entries", "pieces", "parts", "share", "shares", "pairs"),
+    *("table_b", "table_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "query_slot_b", "query_slot_h"),
+    *("grad_total_b", "grad_total_h", "bias_heads", "bias_blocks", "shared_heads", "shared_blocks", "shared"),
+    "rows_of_bias",
+)
+
 
 @triton.jit
 def placed(tiles, blocks, heads):
@@ -111,7 +120,7 @@ def listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key
 
 @triton.jit
 def bias_at(bias, row, column, query, key, GAPS: tl.constexpr):
-    """A tile of the bias, times log2(e): at its rows and columns, 0 where there are GAPS and no query or no key.
+    """A tile of the bias: at its rows and columns, 0 where there are GAPS and no query or no key.
 
     Args:
         bias: pointer to the part of an item, head and block.
@@ -125,37 +134,66 @@ def bias_at(bias, row, column, query, key, GAPS: tl.constexpr):
         found = tl.load(spots, mask=(query >= 0)[:, None] & (key >= 0)[None, :], other=0.0)
     else:
         found = tl.load(spots)
-    return found.to(tl.float32) * LOG2E
+    return found.to(tl.float32)
 
 
 @triton.jit
 def turned_bias_at(rows, column, query, key, GAPS: tl.constexpr):
-    """A tile of the bias times log2(e), keys by queries: as `bias_at`, but `rows` are pointers."""
+    """A tile of the bias, keys by queries: as `bias_at`, but `rows` are pointers."""
     spots = rows[None, :] + column[:, None]
     if GAPS:
         found = tl.load(spots, mask=(key >= 0)[:, None] & (query >= 0)[None, :], other=0.0)
     else:
         found = tl.load(spots)
-    return found.to(tl.float32) * LOG2E
+    return found.to(tl.float32)
 
 
 @triton.jit
-def powers_total(lse, spot, GAPS: tl.constexpr):
-    """The lse of each query to base 2.
+def denominators(total, peak, spot, GAPS: tl.constexpr):
+    """Two numbers of each query by which `weights_of` turns logits into weights.
 
-    Infinity where nothing is seen and, where there are GAPS, for spots below 0: the power of a logit less infinity is
-    0, and so are the weights.
+    The first is infinity where nothing is seen and, where there are GAPS, for spots below 0: the power of a logit less
+    infinity is 0, and so are the weights.
+
+    Args:
+        total: pointer to the sums of powers, or None where there is no bias: then the logits are to base 2, and `peak`
+            is the lse.
+        peak: pointer to the largest logits, -infinity where nothing is seen.
     """
-    total = numbers_at(lse, spot, 1, INFINITY, GAPS)
-    return tl.where(total == -INFINITY, INFINITY, total * LOG2E)
+    found = numbers_at(peak, spot, 1, INFINITY, GAPS)
+    found = tl.where(found == -INFINITY, INFINITY, found)
+    if total is None:
+        found = found * LOG2E
+        rest = found
+    else:
+        rest = tl.log2(numbers_at(total, spot, 1, 1.0, GAPS))
+    return found, rest
 
 
 @triton.jit
-def average_reached(grads, means, totals, grad_lse, spot, stride, GAPS: tl.constexpr):
-    """What is taken off everything that a query's gradient reaches: `grad_out . out`, less what arrives at the lse."""
+def weights_of(logits, peak, rest, BIASED: tl.constexpr):
+    """Weights of logits, with what `denominators` gives.
+
+    Under a bias in two steps: it may be as large as -1e9 for a whole row, beside which the sum of powers has no digits
+    and which to base 2 may not be finite.
+    """
+    if BIASED:
+        weights = tl.exp2((logits - peak) * LOG2E - rest)
+    else:
+        weights = tl.exp2(logits - peak)
+    return weights
+
+
+@triton.jit
+def average_reached(grads, means, peaks, grad_total, total, spot, stride, GAPS: tl.constexpr):
+    """What is taken off everything that a query's gradient reaches: `grad_out . out`, less what arrives at the sum of
+    powers, times that sum, which is 1 where `total` is None."""
     average = tl.sum(grads.to(tl.float32) * means.to(tl.float32), 1)
-    if grad_lse is not None:
-        average -= tl.where(totals == INFINITY, 0.0, numbers_at(grad_lse, spot, stride, 0.0, GAPS))
+    if grad_total is not None:
+        arrived = numbers_at(grad_total, spot, stride, 0.0, GAPS)
+        if total is not None:
+            arrived *= numbers_at(total, spot, 1, 0.0, GAPS)
+        average -= tl.where(peaks == INFINITY, 0.0, arrived)
     return average
 
 

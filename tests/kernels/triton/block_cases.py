@@ -140,6 +140,16 @@ for _seed in range(4):
     )
 
 
+# Layouts for biases that hide keys by a large number.
+HIDDEN: dict[str, Callable[[], Blocks]] = {
+    "windows": lambda: Blocks.windows(Grid(4, 8, prefix=1), 4),
+    "windows that do not divide": lambda: Blocks.windows(UNEVEN, 3, shift=1),
+    "windows of 36": lambda: Blocks.windows(Grid(6, 12), 6),
+    "regions of 16, a prefix": lambda: regions(Grid(8, 8, prefix=2), 2, 1, 1),
+    "regions of 4": lambda: regions(Grid(4, 6), (2, 3), 1, 1),
+}
+
+
 # What nobody sees, and queries that see nothing: masked keys, empty slots, blocks that no index names, and blocks that
 # only a block without queries sees.
 POISONED: dict[str, Callable[[], Blocks]] = {
@@ -169,7 +179,7 @@ class Operands:
     Attributes:
         layout: makes the layout.
         bias: the first three dimensions of a bias, or None.
-        reached: which outputs have a gradient: out, lse.
+        reached: which outputs have a gradient: out, total.
         needs: which gradients are asked for: q, k, v, bias.
     """
 
@@ -180,7 +190,7 @@ class Operands:
 
 
 OPERATORS: dict[str, Operands] = {
-    "gradients of the lse only": Operands(lambda: regions(Grid(4, 6), (2, 3), 1, 1), reached=(False, True)),
+    "gradients of the sum of powers only": Operands(lambda: regions(Grid(4, 6), (2, 3), 1, 1), reached=(False, True)),
     "the gradient of q only": Operands(lambda: Blocks.windows(Grid(4, 8), 4), needs=(True, False, False, False)),
     "the gradient of v only": Operands(lambda: Blocks.windows(Grid(4, 8), 4), needs=(False, False, True, False)),
     "a bias for all items, heads and blocks": Operands(
@@ -213,10 +223,12 @@ def answers(layout: Blocks, given: list[Tensor], scale: float | None, compute: s
     """Output, lse and gradients of a sum over both, from a backend, plain attention or the oracle."""
     leaves = [one.detach().clone().requires_grad_() for one in given]
     q, k, v, bias = (*leaves, None)[:4]
-    if compute in ("oracle", "plain"):
+    if compute in ("oracle", "plain", "rounded"):
         mask = layout.to_mask(q.device)
         if compute == "oracle":
             out, lse = dense_attention(q, k, v, mask, scale, bias)
+        elif compute == "rounded":
+            out, lse = rounded_attention(q, k, v, mask, bias)
         else:
             out, lse = naive_attention(q, k, v, mask, scale, bias), naive_lse(q, k, mask, scale, bias)
     else:
@@ -264,15 +276,51 @@ def check_operator(case: Operands, pair: OpPair, device: str) -> None:
             None if table is None else table.to(where, dtype if table.is_floating_point() else None)
             for table in [*given, *tables]
         ]
-        out, lse = one.op(*place, *rest)
+        out, total, peak = one.op(*place, *rest)
+        # Any two numbers stand for the lse, so that only a gradient of its own can be the same.
+        factors = (1.0, 1.0 / total)
         grads = [
-            random_tensor(*output.shape, seed=at).to(where, dtype) if reached else None
-            for at, (output, reached) in enumerate(zip((out, lse), case.reached, strict=True))
+            random_tensor(*output.shape, seed=at).to(where, dtype) * factor if reached else None
+            for at, (output, reached, factor) in enumerate(zip((out, total), case.reached, factors, strict=True))
         ]
-        found.append([out, lse, *one.backward_op(*grads, out, lse, *place, *rest, list(case.needs))])
+        gradients = one.backward_op(*grads, None, out, total, peak, *place, *rest, list(case.needs))
+        found.append([out, total.log() + peak, *gradients])
     assert len(found[0]) == 2 + sum(case.needs)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.cpu().double(), other, rtol=2e-5, atol=2e-5)
+
+
+HIDING = (-1e5, -1e7, -1e9, torch.finfo(torch.float32).min, -torch.inf, 1e9)
+
+
+def rounded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Output and lse in float64, but of logits that have room for no more digits than in float32."""
+    assert bias is not None
+    seen = mask & (bias != -torch.inf)
+    exact = q.shape[3] ** -0.5 * q @ k.transpose(2, 3) + bias.where(seen, 0.0)
+    logits = exact + (exact.float().double() - exact).detach()
+    blind = ~seen.any(-1, keepdim=True)
+    logits = logits.masked_fill(~seen, -torch.inf).masked_fill(blind, 0.0)
+    weights = logits.softmax(-1).masked_fill(~seen, 0.0)
+    # The gradient of `logsumexp` loses digits as well.
+    peak = logits.detach().amax(-1, keepdim=True)
+    lse = (logits - peak).exp().sum(-1).log() + peak[..., 0]
+    return weights @ v, lse.masked_fill(blind[..., 0], -torch.inf)
+
+
+def check_hidden(layout: Blocks, hidden: float, dtype: torch.dtype, device: str) -> None:
+    """Holds a call whose bias hides some keys, and all keys of some queries, by a large number to float64."""
+    sizes = (layout.num_queries, layout.num_keys)
+    q, k, v = random_qkv(sizes, batch=1, heads=HEADS, head_dim=16, dtype=dtype)
+    bias = random_tensor(1, HEADS, *sizes, seed=9, dtype=torch.float32)
+    bias = bias.masked_fill(~some(sizes[1], seed=1) | ~some(sizes[0], 1, seed=2), hidden)
+    layout, given = moved(layout, device), [one.to(device) for one in (q, k, v, bias)]
+    found = answers(layout, given, None, "triton")
+    exact = answers(layout, [one.double() for one in given], None, "rounded")
+    # The numbers of a half are rounded on the way.
+    room = 2e-5 if dtype == torch.float32 else 3e-2
+    for one, right in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), right, rtol=room, atol=room)
 
 
 def check_poisoned(layout: Blocks, poison: float, with_bias: bool, device: str) -> None:

@@ -3,7 +3,7 @@
 Keys and values are read where they stand, a tile at a time, through the tables of the cut; nothing is copied beside
 each other. Where a tile of keys falls into one block without gaps (DIRECT), it is read without masks; otherwise the
 keys that a block of queries sees are one list, cut into tiles across the borders of blocks, so that small blocks share
-a tile. Logits are in base 2.
+a tile. Logits are to base 2, except under a bias, which may be large.
 """
 
 # Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import (
+    COUNTS,
     INFINITY,
     LN2,
     LOG2E,
@@ -28,13 +29,14 @@ from attnkit.kernels.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_forward(
     q,
     k,
     v,
     out,
-    lse,
+    total,
+    peak,
     query_token,
     key_token,
     index,
@@ -88,11 +90,13 @@ def blocks_forward(
     PREFIX: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Output and lse of a tile of BLOCK_M queries.
+    """Output, sum of powers and largest logit of a tile of BLOCK_M queries.
 
     Args:
+        total: float32 (B, heads, queries), written here; 1 without a bias.
+        peak: the same, -infinity where nothing is seen; the lse without a bias.
         scale: factor of the logits.
-        queries: queries outside the prefix, which `out` and `lse` begin with.
+        queries: queries outside the prefix, which `out`, `total` and `peak` begin with.
         topk: blocks of keys a block of queries sees, entries of -1 among them; 1 without an index.
         GAPS: whether a tile of queries may have empty slots.
         DIRECT: whether every tile of BLOCK_N keys falls into one block, without empty slots or a mask.
@@ -111,8 +115,11 @@ def blocks_forward(
         key_mask += item * key_mask_b + head * key_mask_h
     if bias is not None:
         bias += item * bias_b + head * bias_h + block * bias_r
-    peak = tl.full((BLOCK_M,), -INFINITY, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    # With a bias, which may be large, logits are as they are; without one, to base 2.
+    unit = scale * LOG2E if bias is None else scale
+    BIASED: tl.constexpr = bias is not None
+    high = tl.full((BLOCK_M,), -INFINITY, tl.float32)
+    powers = tl.zeros((BLOCK_M,), tl.float32)
     mean = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     # The highest key, or block, that is seen; -1 where none is.
     highest = tl.full((), -1, tl.int64)
@@ -126,12 +133,12 @@ def blocks_forward(
             key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
             met = tl.maximum(met, key)
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
-            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * unit
             if bias is not None:
                 logits += bias_at(bias, row * bias_t, column * bias_c, query, key, True)
             logits += penalty(key)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
-            peak, total, mean = _met(logits, values, peak, total, mean, 0.0, PRECISION)
+            high, powers, mean = _met(logits, values, high, powers, mean, 0.0, BIASED, PRECISION)
         highest = tl.max(met, 0)
     if DIRECT:
         for visit in range(topk * (key_slots // BLOCK_N)):
@@ -149,30 +156,35 @@ def blocks_forward(
                 key = tl.load(key_token + block * key_slots + slot)
                 unseen = 0.0
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, index is not None)
-            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * unit
             if bias is not None:
                 SOME_GAPS: tl.constexpr = GAPS or index is not None
                 logits += bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, SOME_GAPS)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, index is not None)
-            peak, total, mean = _met(logits, values, peak, total, mean, unseen, PRECISION)
+            high, powers, mean = _met(logits, values, high, powers, mean, unseen, BIASED, PRECISION)
     if index is not None or not DIRECT:
         # Queries that see nothing may be NaN.
-        total = tl.where(highest >= 0, total, 0.0)
+        powers = tl.where(highest >= 0, powers, 0.0)
         mean = tl.where(highest >= 0, mean, 0.0)
-    safe = tl.where(total == 0.0, 1.0, total)
+    safe = tl.where(powers == 0.0, 1.0, powers)
     spot = query - prefix
     out += item * out_b + head * out_h
     put_rows(out, spot, out_n, out_d, mean / safe[:, None], VALUE_WIDTH, BLOCK_V, GAPS)
-    found_lse = tl.where(total == 0.0, -INFINITY, (peak + tl.log2(safe)) * LN2)
-    lse += (item * heads + head) * queries
+    if not BIASED:
+        high = (high + tl.log2(safe)) * LN2
+        safe = tl.full((BLOCK_M,), 1.0, tl.float32)
+    high = tl.where(powers == 0.0, -INFINITY, high)
+    first = (item * heads + head) * queries
     if GAPS:
-        tl.store(lse + spot, found_lse, mask=spot >= 0)
+        tl.store(total + first + spot, safe, mask=spot >= 0)
+        tl.store(peak + first + spot, high, mask=spot >= 0)
     else:
-        tl.store(lse + spot, found_lse)
+        tl.store(total + first + spot, safe)
+        tl.store(peak + first + spot, high)
 
 
 @triton.jit
-def _met(logits, values, peak, total, mean, unseen, PRECISION: tl.constexpr):
+def _met(logits, values, peak, total, mean, unseen, BIASED: tl.constexpr, PRECISION: tl.constexpr):
     """A step of online softmax: the largest logit, sum of powers and sum of values of each row, with a tile more.
 
     Args:
@@ -180,8 +192,12 @@ def _met(logits, values, peak, total, mean, unseen, PRECISION: tl.constexpr):
     """
     higher = tl.maximum(peak, tl.max(logits, 1) - unseen)
     shift = tl.where(higher == -INFINITY, 0.0, higher)
-    weights = tl.exp2(logits - (shift + unseen)[:, None])
-    kept = tl.exp2(peak - shift)
+    if BIASED:
+        weights = tl.exp(logits - (shift + unseen)[:, None])
+        kept = tl.exp(peak - shift)
+    else:
+        weights = tl.exp2(logits - (shift + unseen)[:, None])
+        kept = tl.exp2(peak - shift)
     total = total * kept + tl.sum(weights, 1)
     mean = tl.dot(weights.to(values.dtype), values, mean * kept[:, None], input_precision=PRECISION)
     return higher, total, mean

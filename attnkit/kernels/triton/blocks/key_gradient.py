@@ -14,19 +14,21 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import (
+    COUNTS,
     LOG2E,
+    denominators,
     numbers_at,
     placed,
-    powers_total,
     put_rows,
     rows_at,
     settled,
     tokens_of,
     turned_bias_at,
+    weights_of,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_key_gradient(
     grad_k,
     grad_v,
@@ -37,7 +39,8 @@ def blocks_key_gradient(
     q,
     k,
     v,
-    lse,
+    total,
+    peak,
     query_token,
     key_token,
     key_mask,
@@ -112,6 +115,8 @@ def blocks_key_gradient(
         part_k: float32 (B, heads, parts, key_slots, WIDTH) for the pieces of blocks that have several.
         part_v: the same for values.
         delta: float32 (B, heads, queries), from the queries' kernel.
+        total: float32 (B, heads, queries) sums of powers, or None without a bias.
+        peak: the same for the largest logits; the lse without a bias.
         entry: the inverse's tables, or None where every block sees itself.
         table_b: which of the inverse's tables belongs to an item and head: item * table_b + head * table_h.
         entries: numbers in a table of entries.
@@ -147,11 +152,16 @@ def blocks_key_gradient(
     q += item * q_b + head * q_h
     # These begin with the first query outside the prefix.
     grad_out += item * grad_out_b + head * grad_out_h
-    lse += (item * heads + head) * queries
+    peak += (item * heads + head) * queries
+    if total is not None:
+        total += (item * heads + head) * queries
     delta += (item * heads + head) * queries
     query_token += item * query_token_b + head * query_token_h
     if bias is not None:
         bias += item * bias_b + head * bias_h
+    # With a bias, which may be large, logits are as they are; without one, to base 2.
+    unit = scale * LOG2E if bias is None else scale
+    BIASED: tl.constexpr = bias is not None
     sum_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     sum_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     if DIRECT:
@@ -164,15 +174,15 @@ def blocks_key_gradient(
             query = tl.load(query_token + at // topk * query_slots + row)
             spot = query - prefix
             rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, False)
-            logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * (scale * LOG2E)
+            logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * unit
             if bias is not None:
                 added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + at % topk * key_slots + slot) * bias_c
                 logits += turned_bias_at(added, column, query, seen, GAPS)
-            totals = powers_total(lse, spot, False)
+            weights = _weights(logits, total, peak, spot, BIASED, False)
             average = numbers_at(delta, spot, 1, 0.0, False)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, False)
-            sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION)
+            sum_k, sum_v = _gathered(weights, average, rows, grads, values, sum_k, sum_v, PRECISION)
     else:
         listed = (end - begin) * query_slots
         told = tl.full((BLOCK_M,), -1, tl.int64)
@@ -186,15 +196,15 @@ def blocks_key_gradient(
             query = tl.load(query_token + at // topk * query_slots + row, mask=line < listed, other=-1)
             spot = query - prefix
             rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, True)
-            logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * (scale * LOG2E)
+            logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * unit
             if bias is not None:
                 added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + slot) * bias_c
                 logits += turned_bias_at(added + at % topk * key_slots * bias_c, column, query, seen, True)
-            totals = powers_total(lse, spot, True)
+            weights = _weights(logits, total, peak, spot, BIASED, True)
             average = numbers_at(delta, spot, 1, 0.0, True)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
-            sum_k, sum_v = _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION)
+            sum_k, sum_v = _gathered(weights, average, rows, grads, values, sum_k, sum_v, PRECISION)
             told = tl.maximum(told, query)
         # Keys of which only empty slots could tell may be NaN.
         sum_k = tl.where(tl.max(told, 0) >= 0, sum_k, 0.0)
@@ -214,7 +224,7 @@ def blocks_key_gradient(
     put_rows(grad_v + item * grad_v_b + head * grad_v_h, key, grad_v_n, grad_v_d, sum_v, VALUE_WIDTH, BLOCK_V, GAPS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_key_parts(
     grad_k,
     grad_v,
@@ -275,9 +285,15 @@ def row_of(start, block, share):
 
 
 @triton.jit
-def _gathered(logits, totals, average, rows, grads, values, sum_k, sum_v, PRECISION: tl.constexpr):
-    """The gradients of keys (not yet scaled) and values, with a tile of queries more; logits are keys by queries."""
-    weights = tl.exp2(logits - settled(totals)[None, :])
+def _weights(logits, total, peak, spot, BIASED: tl.constexpr, GAPS: tl.constexpr):
+    """Weights of logits, keys by queries."""
+    peaks, rest = denominators(total, peak, spot, GAPS)
+    return weights_of(logits, settled(peaks)[None, :], settled(rest)[None, :], BIASED)
+
+
+@triton.jit
+def _gathered(weights, average, rows, grads, values, sum_k, sum_v, PRECISION: tl.constexpr):
+    """The gradients of keys (not yet scaled) and values, with a tile of queries more; weights are keys by queries."""
     sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
     reached = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
     pull = weights * (reached - settled(average)[None, :])

@@ -31,7 +31,8 @@ class Forward(NamedTuple):
 
     launch: Launch
     out: Tensor
-    lse: Tensor
+    total: Tensor
+    peak: Tensor
 
 
 class Backward(NamedTuple):
@@ -148,24 +149,26 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: BlockTables, device_clas
     """
     call = _Call(q, k, v, tables, device_class)
     out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)
-    lse = q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32)
+    total, peak = (q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32) for _ in range(2))
     constants, config = call.walk("forward")
     arguments = {
         **call.inputs(),
         **call.cuts(),
         **_with_strides("out", out, "bhnd"),
-        "lse": lse,
+        "total": total,
+        "peak": peak,
         "query_blocks": call.query_blocks,
     }
     grid = (call.programs(call.query_slots, config.rows, call.query_blocks),)
-    return Forward(Launch(blocks_forward, grid, arguments, constants, config.warps, config.stages), out, lse)
+    return Forward(Launch(blocks_forward, grid, arguments, constants, config.warps, config.stages), out, total, peak)
 
 
 def backward_of(
     grad_out: Tensor | None,
-    grad_lse: Tensor | None,
+    grad_total: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    total: Tensor,
+    peak: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -177,17 +180,19 @@ def backward_of(
     call = _Call(q, k, v, tables, device_class)
     if grad_out is None:
         grad_out = v.new_zeros(()).expand(out.shape)
-    given = {**_with_strides("grad_out", grad_out, "bhnd"), "lse": lse.contiguous()}
-    given["delta"] = torch.empty_like(given["lse"])
+    given = {**_with_strides("grad_out", grad_out, "bhnd"), "peak": peak.contiguous()}
+    # Without a bias it is 1.
+    given["total"] = None if tables.bias is None else total.contiguous()
+    given["delta"] = torch.empty_like(given["peak"])
     grad_q = torch.empty_like(q)
     grad_q[:, :, : tables.prefix].zero_()
     answers = {**given, **_with_strides("out", out, "bhnd")}
     sums, grad_bias = [], None
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    if (launch := _window_gradients(call, answers, grad_lse, grad_q, grad_k, grad_v)) is not None:
+    if (launch := _window_gradients(call, answers, grad_total, grad_q, grad_k, grad_v)) is not None:
         launches = [launch]
     else:
-        launches = [_query_gradient(call, answers, grad_lse, grad_q)]
+        launches = [_query_gradient(call, answers, grad_total, grad_q)]
         if needs[1] or needs[2]:
             launches += _key_gradients(call, given, grad_k, grad_v)
     if tables.prefix and (needs[1] or needs[2]):
@@ -211,7 +216,7 @@ def precision() -> str:
 
 
 def _window_gradients(
-    call: _Call, given: dict[str, Any], grad_lse: Tensor | None, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+    call: _Call, given: dict[str, Any], grad_total: Tensor | None, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
 ) -> Launch | None:
     """The one launch for all of q, k and v where every block sees itself and fits into a tile; else None."""
     rows, columns = _tile(call.query_slots), _tile(call.key_slots)
@@ -228,7 +233,7 @@ def _window_gradients(
         **_with_strides("grad_q", grad_q, "bhnd"),
         **_with_strides("grad_k", grad_k, "bhnd"),
         **_with_strides("grad_v", grad_v, "bhnd"),
-        **_with_strides("grad_lse", grad_lse, "bhn"),
+        **_with_strides("grad_total", grad_total, "bhn"),
         "query_blocks": call.query_blocks,
         "key_slots": call.key_slots,
     }
@@ -248,14 +253,14 @@ def _window_gradients(
     return Launch(blocks_window_gradient, grid, arguments, constants, warps, 1)
 
 
-def _query_gradient(call: _Call, given: dict[str, Any], grad_lse: Tensor | None, grad_q: Tensor) -> Launch:
+def _query_gradient(call: _Call, given: dict[str, Any], grad_total: Tensor | None, grad_q: Tensor) -> Launch:
     constants, config = call.walk("query_gradient")
     arguments = {
         **call.inputs(),
         **call.cuts(),
         **given,
         **_with_strides("grad_q", grad_q, "bhnd"),
-        **_with_strides("grad_lse", grad_lse, "bhn"),
+        **_with_strides("grad_total", grad_total, "bhn"),
         "query_blocks": call.query_blocks,
     }
     grid = (call.programs(call.query_slots, config.rows, call.query_blocks),)

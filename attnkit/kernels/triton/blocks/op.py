@@ -10,20 +10,22 @@ from attnkit.kernels.ops.blocks import BLOCKS, BlockTables, blocks_pair
 from attnkit.kernels.triton.version import INTERPRETING
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
     from attnkit.kernels.triton.blocks.launches import forward_of
 
     found = forward_of(q, k, v, BlockTables(*rest))
     found.launch.run()
-    return found.out, found.lse
+    return found.out, found.total, found.peak
 
 
 def _backward(
     grad_out: Tensor | None,
-    grad_lse: Tensor | None,
+    grad_total: Tensor | None,
+    grad_peak: None,
     out: Tensor,
-    lse: Tensor,
+    total: Tensor,
+    peak: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -31,7 +33,7 @@ def _backward(
 ) -> list[Tensor]:
     from attnkit.kernels.triton.blocks.launches import backward_of
 
-    found = backward_of(grad_out, grad_lse, out, lse, q, k, v, BlockTables(*rest[:-1]), rest[-1])
+    found = backward_of(grad_out, grad_total, out, total, peak, q, k, v, BlockTables(*rest[:-1]), rest[-1])
     for launch in found.launches:
         launch.run()
     for shares, target in found.sums:

@@ -9,31 +9,34 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import (
+    COUNTS,
     INFINITY,
     LOG2E,
     average_reached,
     bias_at,
+    denominators,
     listed_tokens,
     penalty,
     placed,
-    powers_total,
     put_rows,
     rows_at,
     tokens_of,
+    weights_of,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_query_gradient(
     grad_q,
     delta,
     grad_out,
-    grad_lse,
+    grad_total,
     q,
     k,
     v,
     out,
-    lse,
+    total,
+    peak,
     query_token,
     key_token,
     index,
@@ -48,9 +51,9 @@ def blocks_query_gradient(
     grad_out_h,
     grad_out_n,
     grad_out_d,
-    grad_lse_b,
-    grad_lse_h,
-    grad_lse_n,
+    grad_total_b,
+    grad_total_h,
+    grad_total_n,
     q_b,
     q_h,
     q_n,
@@ -101,11 +104,13 @@ def blocks_query_gradient(
     """Gradient of a tile of BLOCK_M queries, and their `delta`, which the other gradients need.
 
     With weights p and `reached = grad_out . v`, the logits get `p * (reached - delta)`, where `delta` is the average of
-    what is reached, which is `grad_out . out`, less what arrives at the lse.
+    what is reached, which is `grad_out . out`, less what arrives at the sum of powers.
 
     Args:
         delta: float32 (B, heads, queries), written here.
-        grad_lse: gradient of the lse, or None.
+        grad_total: gradient of the sum of powers, or None.
+        total: float32 (B, heads, queries) sums of powers, or None without a bias.
+        peak: the same for the largest logits; the lse without a bias.
         scale: factor of the logits.
         queries: queries outside the prefix, which `grad_out`, `out` and `lse` begin with.
         topk: blocks of keys a block of queries sees, entries of -1 among them; 1 without an index.
@@ -122,10 +127,13 @@ def blocks_query_gradient(
         grad_out + item * grad_out_b + head * grad_out_h, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, GAPS
     )
     means = rows_at(out + item * out_b + head * out_h, spot, out_n, out_d, VALUE_WIDTH, BLOCK_V, GAPS)
-    totals = powers_total(lse + (item * heads + head) * queries, spot, GAPS)
-    if grad_lse is not None:
-        grad_lse += item * grad_lse_b + head * grad_lse_h
-    average = average_reached(grads, means, totals, grad_lse, spot, grad_lse_n, GAPS)
+    peak += (item * heads + head) * queries
+    if total is not None:
+        total += (item * heads + head) * queries
+    peaks, rest = denominators(total, peak, spot, GAPS)
+    if grad_total is not None:
+        grad_total += item * grad_total_b + head * grad_total_h
+    average = average_reached(grads, means, peaks, grad_total, total, spot, grad_total_n, GAPS)
     delta += (item * heads + head) * queries
     if GAPS:
         tl.store(delta + spot, average, mask=spot >= 0)
@@ -140,6 +148,9 @@ def blocks_query_gradient(
         key_mask += item * key_mask_b + head * key_mask_h
     if bias is not None:
         bias += item * bias_b + head * bias_h + block * bias_r
+    # With a bias, which may be large, logits are as they are; without one, to base 2.
+    unit = scale * LOG2E if bias is None else scale
+    BIASED: tl.constexpr = bias is not None
     grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     # The highest key, or block, that is seen; -1 where none is.
     highest = tl.full((), -1, tl.int64)
@@ -153,12 +164,13 @@ def blocks_query_gradient(
             key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
             met = tl.maximum(met, key)
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
-            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * unit
             if bias is not None:
                 logits += bias_at(bias, row * bias_t, column * bias_c, query, key, True)
             logits += penalty(key)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
-            grad = _pulled(logits, totals, average, grads, near, values, grad, PRECISION)
+            weights = weights_of(logits, peaks[:, None], rest[:, None], BIASED)
+            grad = _pulled(weights, average, grads, near, values, grad, PRECISION)
         highest = tl.max(met, 0)
     if DIRECT:
         for visit in range(topk * (key_slots // BLOCK_N)):
@@ -176,12 +188,13 @@ def blocks_query_gradient(
                 key = tl.load(key_token + block * key_slots + slot)
                 unseen = 0.0
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, index is not None)
-            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * unit
             if bias is not None:
                 SOME_GAPS: tl.constexpr = GAPS or index is not None
                 logits += bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, SOME_GAPS)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, index is not None)
-            grad = _pulled(logits, totals + unseen, average, grads, near, values, grad, PRECISION)
+            weights = weights_of(logits, (peaks + unseen)[:, None], rest[:, None], BIASED)
+            grad = _pulled(weights, average, grads, near, values, grad, PRECISION)
     if index is not None or not DIRECT:
         # Queries that see nothing may be NaN.
         grad = tl.where(highest >= 0, grad, 0.0)
@@ -189,9 +202,8 @@ def blocks_query_gradient(
 
 
 @triton.jit
-def _pulled(logits, totals, average, grads, near, values, grad, PRECISION: tl.constexpr):
+def _pulled(weights, average, grads, near, values, grad, PRECISION: tl.constexpr):
     """The queries' gradient before it is scaled, with a tile of keys more."""
-    weights = tl.exp2(logits - totals[:, None])
     reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
     pull = weights * (reached - average[:, None])
     return tl.dot(pull.to(near.dtype), near, grad, input_precision=PRECISION)

@@ -13,22 +13,24 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import (
+    COUNTS,
     LOG2E,
     bias_at,
+    denominators,
     listed_tokens,
     numbers_at,
     penalty,
     placed,
-    powers_total,
     put_rows,
     rows_at,
     settled,
     tokens_of,
     turned_bias_at,
+    weights_of,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_prefix_gradient(
     sum_k,
     sum_v,
@@ -37,7 +39,8 @@ def blocks_prefix_gradient(
     q,
     k,
     v,
-    lse,
+    total,
+    peak,
     query_slot,
     key_mask,
     bias,
@@ -100,27 +103,31 @@ def blocks_prefix_gradient(
     values = rows_at(v + item * v_b + head * v_h, seen, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
     q += item * q_b + head * q_h + prefix * q_n
     grad_out += item * grad_out_b + head * grad_out_h
-    lse += (item * heads + head) * queries
+    peak += (item * heads + head) * queries
+    if total is not None:
+        total += (item * heads + head) * queries
     delta += (item * heads + head) * queries
     query_slot += item * query_slot_b + head * query_slot_h
     if bias is not None:
         bias += item * bias_b + head * bias_h
+    # With a bias, which may be large, logits are as they are; without one, to base 2.
+    unit = scale * LOG2E if bias is None else scale
     gained_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     gained_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     for first in range(0, share, BLOCK_M):
         spot = number * share + first + tl.arange(0, BLOCK_M)
         spot = tl.where(spot < queries, spot, -1)
         rows = rows_at(q, spot, q_n, q_d, WIDTH, BLOCK_D, True)
-        logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * (scale * LOG2E)
+        logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * unit
         if bias is not None:
             slot = tl.load(query_slot + spot, mask=spot >= 0, other=0)
             block = slot // query_slots
             added = bias + block * bias_r + (slot - block * query_slots) * bias_t
             logits += turned_bias_at(added, key * bias_c, spot, seen, True)
-        totals = settled(powers_total(lse, spot, True))
+        peaks, rest = denominators(total, peak, spot, True)
         average = settled(numbers_at(delta, spot, 1, 0.0, True))
         grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
-        weights = tl.exp2(logits - totals[None, :])
+        weights = weights_of(logits, settled(peaks)[None, :], settled(rest)[None, :], bias is not None)
         gained_v = tl.dot(weights.to(grads.dtype), grads, gained_v, input_precision=PRECISION)
         pull = weights * (tl.dot(values, tl.trans(grads), input_precision=PRECISION) - average[None, :])
         gained_k = tl.dot(pull.to(rows.dtype), rows, gained_k, input_precision=PRECISION)
@@ -131,7 +138,7 @@ def blocks_prefix_gradient(
     put_rows(sum_v + at * VALUE_WIDTH, key, VALUE_WIDTH, 1, gained_v, VALUE_WIDTH, BLOCK_V, True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_bias_gradient(
     sums,
     delta,
@@ -139,7 +146,8 @@ def blocks_bias_gradient(
     q,
     k,
     v,
-    lse,
+    total,
+    peak,
     query_token,
     key_token,
     index,
@@ -234,17 +242,19 @@ def blocks_bias_gradient(
         spot = query - prefix
         rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
         near = rows_at(k + item * k_b + head * k_h, key, k_n, k_d, WIDTH, BLOCK_D, True)
-        logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * (scale * LOG2E)
+        logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * scale
         added = bias + item * bias_b + head * bias_h + block * bias_r
         hidden = penalty(key)
         logits += bias_at(added, row * bias_t, column * bias_c, query, key, True) + hidden
-        totals = powers_total(lse + (item * heads + head) * queries, spot, True)
-        average = numbers_at(delta + (item * heads + head) * queries, spot, 1, 0.0, True)
+        first = (item * heads + head) * queries
+        peaks, rest = denominators(total + first, peak + first, spot, True)
+        average = numbers_at(delta + first, spot, 1, 0.0, True)
         theirs = grad_out + item * grad_out_b + head * grad_out_h
         grads = rows_at(theirs, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
         values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
         reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        pull = tl.exp2(logits - totals[:, None]) * (reached - average[:, None])
+        weights = weights_of(logits, peaks[:, None], rest[:, None], True)
+        pull = weights * (reached - average[:, None])
         # Keys of which only an empty slot could tell, and queries that see nothing, may be NaN.
         gained += tl.where((query >= 0)[:, None] & (hidden == 0.0), pull, 0.0)
     spots = ((number * rows_of_bias + part) * query_slots + row[:, None]) * listed + column[None, :]

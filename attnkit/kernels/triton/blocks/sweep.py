@@ -133,7 +133,7 @@ def launches(line: Line) -> list[Launch]:
     if line.kind == "windows" or line.direction == "window_gradient":
         index = None
     key_mask = made(BATCH, 1, prefix + image, dtype=torch.bool) if ragged else None
-    grad_lse = made(BATCH, HEADS, image) if prefix else None
+    grad_total = made(BATCH, HEADS, image) if prefix else None
     bias = None
     if line.bias:
         columns = prefix + (1 if index is None else TOPK) * tokens
@@ -144,7 +144,7 @@ def launches(line: Line) -> list[Launch]:
         if line.direction == "forward":
             return [first.launch]
         grad, needs = torch.empty_like(first.out), [True, True, True, line.bias]
-        given: tuple[Tensor | None, ...] = (grad, grad_lse, first.out, first.lse, q, k, v)
+        given: tuple[Tensor | None, ...] = (grad, grad_total, first.out, first.total, first.peak, q, k, v)
         found = backward_of(*given, tables, needs, line.device_class).launches  # type: ignore[arg-type]
     return [one for one in found if _belongs(one.kernel.__name__, line)]
 

@@ -13,35 +13,38 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import (
+    COUNTS,
     INFINITY,
     LOG2E,
     average_reached,
     bias_at,
+    denominators,
     listed_tokens,
     penalty,
     placed,
-    powers_total,
     put_rows,
     rows_at,
     settled,
     tokens_of,
     turned_bias_at,
+    weights_of,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def blocks_window_gradient(
     grad_q,
     grad_k,
     grad_v,
     delta,
     grad_out,
-    grad_lse,
+    grad_total,
     q,
     k,
     v,
     out,
-    lse,
+    total,
+    peak,
     query_token,
     key_token,
     key_mask,
@@ -63,9 +66,9 @@ def blocks_window_gradient(
     grad_out_h,
     grad_out_n,
     grad_out_d,
-    grad_lse_b,
-    grad_lse_h,
-    grad_lse_n,
+    grad_total_b,
+    grad_total_h,
+    grad_total_n,
     q_b,
     q_h,
     q_n,
@@ -125,10 +128,13 @@ def blocks_window_gradient(
     grad_out += item * grad_out_b + head * grad_out_h
     grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, GAPS)
     means = rows_at(out + item * out_b + head * out_h, spot, out_n, out_d, VALUE_WIDTH, BLOCK_V, GAPS)
-    totals = powers_total(lse + (item * heads + head) * queries, spot, GAPS)
-    if grad_lse is not None:
-        grad_lse += item * grad_lse_b + head * grad_lse_h
-    average = average_reached(grads, means, totals, grad_lse, spot, grad_lse_n, GAPS)
+    peak += (item * heads + head) * queries
+    if total is not None:
+        total += (item * heads + head) * queries
+    peaks, rest = denominators(total, peak, spot, GAPS)
+    if grad_total is not None:
+        grad_total += item * grad_total_b + head * grad_total_h
+    average = average_reached(grads, means, peaks, grad_total, total, spot, grad_total_n, GAPS)
     delta += (item * heads + head) * queries
     if GAPS:
         tl.store(delta + spot, average, mask=spot >= 0)
@@ -145,15 +151,18 @@ def blocks_window_gradient(
     v += item * v_b + head * v_h
     near = rows_at(k, seen, k_n, k_d, WIDTH, BLOCK_D, KEY_GAPS)
     values = rows_at(v, seen, v_n, v_d, VALUE_WIDTH, BLOCK_V, KEY_GAPS)
+    # With a bias, which may be large, logits are as they are; without one, to base 2.
+    unit = scale * LOG2E if bias is None else scale
+    BIASED: tl.constexpr = bias is not None
     # Keys by queries, so that the weights need not be turned for the gradients of keys and values.
-    logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * (scale * LOG2E)
+    logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * unit
     if bias is not None:
         bias += item * bias_b + head * bias_h + block * bias_r
         SOME_GAPS: tl.constexpr = GAPS or KEY_GAPS
         logits += turned_bias_at(bias + row * bias_t, (prefix + slot) * bias_c, query, seen, SOME_GAPS)
     if KEY_GAPS:
         logits += tl.where(seen >= 0, 0.0, -INFINITY)[:, None]
-    weights = tl.exp2(logits - settled(totals)[None, :])
+    weights = weights_of(logits, settled(peaks)[None, :], settled(rest)[None, :], BIASED)
     sum_v = tl.dot(weights.to(grads.dtype), grads, input_precision=PRECISION)
     reached = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
     pull = (weights * (reached - settled(average)[None, :])).to(rows.dtype)
@@ -167,10 +176,10 @@ def blocks_window_gradient(
             highest = tl.maximum(highest, tl.max(shared, 0))
             shared_k = rows_at(k, shared, k_n, k_d, WIDTH, BLOCK_D, True)
             shared_v = rows_at(v, shared, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
-            turned = tl.dot(rows, tl.trans(shared_k), input_precision=PRECISION) * (scale * LOG2E)
+            turned = tl.dot(rows, tl.trans(shared_k), input_precision=PRECISION) * unit
             if bias is not None:
                 turned += bias_at(bias, row * bias_t, column * bias_c, query, shared, True)
-            powers = tl.exp2(turned + penalty(shared) - totals[:, None])
+            powers = weights_of(turned + penalty(shared), peaks[:, None], rest[:, None], BIASED)
             gains = tl.dot(grads, tl.trans(shared_v), input_precision=PRECISION) - average[:, None]
             grad = tl.dot((powers * gains).to(rows.dtype), shared_k, grad, input_precision=PRECISION)
     if KEY_GAPS:
