@@ -82,11 +82,17 @@ class AttendCall:
             return None
         if isinstance(values, RelativeTable):
             return values.lookup(queries, keys)
-        flat = values.expand(*values.shape[:2], self.layout.num_queries, self.layout.num_keys).flatten(2)
-        spot = queries.clamp(min=0) * self.layout.num_keys + keys.clamp(min=0)
-        shape = torch.broadcast_shapes(flat.shape[:2], spot.shape[:2])
-        spot = spot.expand(*shape, *spot.shape[2:])
-        return flat.expand(*shape, -1).gather(2, spot.flatten(2)).view(spot.shape)
+        # What broadcasts is looked up once for all queries or keys.
+        rows, columns = values.shape[2:]
+        spot = queries.new_zeros((1,) * queries.ndim)
+        if rows > 1:
+            spot = queries.clamp(min=0) * columns
+        if columns > 1:
+            spot = spot + keys.clamp(min=0)
+        lead = torch.broadcast_shapes(values.shape[:2], queries.shape[:2], keys.shape[:2])
+        spot = spot.expand(*lead, *spot.shape[2:])
+        found = values.flatten(2).expand(*lead, -1).gather(2, spot.flatten(2)).view(spot.shape)
+        return found.expand(*lead, *torch.broadcast_shapes(queries.shape[2:], keys.shape[2:]))
 
     def replace(self, **changes: object) -> AttendCall:
         """A copy with other fields."""

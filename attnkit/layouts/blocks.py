@@ -267,4 +267,4 @@ def _four_dimensional(order: Order) -> Order:
         raise LayoutError(
             f"Blocks needs an order of shape (R, T) or (B or 1, heads or 1, R, T), but got {tuple(token.shape)}"
         )
-    return Order(token[None, None], slot[None, None], order.padded)
+    return Order(token[None, None], slot[None, None], order.padded, order.made_of)

@@ -26,11 +26,13 @@ class Order:
         slot: slot of each image token, int64 (B or 1, heads or 1, N), leading dimensions as in `token`, in
             0..R*T-1.
         padded: whether any slot may be empty.
+        made_of: the grid and how each of its axes was cut, where that made the order; None for any other order.
     """
 
     token: Tensor
     slot: Tensor
     padded: bool
+    made_of: tuple[Grid, tuple[AxisCut, ...]] | None = None
 
     @cached_property
     def form(self) -> Hashable:
@@ -54,6 +56,11 @@ class AxisCut:
     length: int
     shift: int = 0
     dilated: bool = False
+
+    @property
+    def step(self) -> int:
+        """Tokens from a slot to the next one."""
+        return self.blocks if self.dilated else 1
 
     def places(self, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
         """Block and slot of every position, two int64 tensors of shape (size,)."""
@@ -107,7 +114,7 @@ def cut_order(grid: Grid, cuts: tuple[AxisCut, ...], device: torch.device | str 
         return token.view(1, 1, count, length), slot.view(1, 1, -1)
 
     token, slot = cached(("cut", grid, cuts, device_key(device)), make)
-    return Order(token, slot, padded=count * length > grid.image_tokens)
+    return Order(token, slot, padded=count * length > grid.image_tokens, made_of=(grid, cuts))
 
 
 def permuted_order(permutation: Tensor, window: int, prefix: int) -> Order:

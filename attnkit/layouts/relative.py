@@ -112,6 +112,32 @@ class RelativeTable(metaclass=NamedArguments):
         spot = cached(("window", tuple(self.table.shape[1:]), kernel, dilation, str(device)), make)[0]
         return self._edged()[:, spot]
 
+    def within(self, prefix: int, sides: tuple[tuple[int, int], ...]) -> Tensor:
+        """Values inside a window, between any two of its slots, row-major: (heads, slots, prefix + slots).
+
+        Args:
+            prefix: number of prefix tokens, which are keys before those of the window.
+            sides: slots per axis, and tokens from one slot to the next.
+        """
+        device = self.table.device
+
+        def make() -> tuple[Tensor]:
+            slots = torch.zeros((1, 1), dtype=torch.int64, device=device)
+            inside = torch.ones((1, 1), dtype=torch.bool, device=device)
+            for extent, (side, step) in zip(self.table.shape[1:], sides, strict=True):
+                place = torch.arange(side, device=device) * step
+                offset = place[None, :] - place[:, None] + extent // 2
+                kept = (offset >= 0) & (offset < extent)
+                count = len(slots) * side
+                slots = (slots[:, None, :, None] * extent + offset[:, None]).view(count, count)
+                inside = (inside[:, None, :, None] & kept[:, None]).view(count, count)
+            entries = math.prod(self.table.shape[1:])
+            spot = torch.where(inside, slots, entries)
+            return (torch.cat([spot.new_full((len(spot), prefix), entries), spot], dim=1),)
+
+        key = ("within", tuple(self.table.shape[1:]), prefix, sides, str(device))
+        return self._edged()[:, cached(key, make)[0]]
+
     def _edged(self) -> Tensor:
         """(heads, entries + 1): all entries, and `fill`."""
         table = self.table

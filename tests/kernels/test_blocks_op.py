@@ -136,6 +136,63 @@ def test_a_relative_table_gets_its_gradient():
     torch.testing.assert_close(*grads)
 
 
+BIASED = {
+    "windows": Blocks.windows(GRID, (5, 1)),
+    "windows that do not divide": Blocks.windows(FRAMED, (2, 3)),
+    "shifted windows": Blocks.windows(GRID, 3, shift=1),
+    "dilated windows": Blocks.windows(FRAMED, 2, dilated=True),
+    "one window": Blocks.windows(GRID, 7, shift=3),
+}
+
+
+def biases(monkeypatch):
+    """The biases that the operator is called with from now on."""
+    found, op = [], BLOCKS.op
+    monkeypatch.setattr(BLOCKS, "op", lambda *given: found.append(given[9]) or op(*given))
+    return found
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_a_relative_table_is_looked_up_once_for_all_windows(name, monkeypatch):
+    layout, given = BIASED[name], biases(monkeypatch)
+    grid = FRAMED if layout.prefix else GRID
+    tensors, found = problem(layout), []
+    for backend in ("chunked", "reference"):
+        # Smaller than some windows, so that some offsets lie outside.
+        table = random_tensor(HEADS, 5, 7, seed=6, dtype=torch.float64).requires_grad_()
+        out = attend(*tensors[:3], layout, bias=RelativeTable(table, grid, fill=0.3), backend=backend)
+        found.append((out, *torch.autograd.grad(out.square().sum(), table)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    slots = layout.order.token.shape[3]
+    assert {one.shape for one in given} == {(1, HEADS, 1, slots, layout.prefix + slots)}
+
+
+def test_a_relative_table_of_another_grid():
+    """As many tokens, but other offsets between them."""
+    layout, grid = Blocks.windows(Grid(4, 6), 2), Grid(6, 4)
+    table = random_tensor(HEADS, 5, 5, seed=6, dtype=torch.float64)
+    found = [
+        attend(*problem(layout)[:3], layout, bias=RelativeTable(table, grid), backend=one)
+        for one in ("chunked", "reference")
+    ]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(1, 37), (37, 1), (1, 1)])
+@pytest.mark.parametrize("name", ["a table per item and head, masked", "windows that do not divide"])
+def test_a_bias_of_queries_or_keys_alone(name, sizes, monkeypatch):
+    layout, looked_up = LAYOUTS[name], biases(monkeypatch)
+    grads = []
+    for backend in ("chunked", "reference"):
+        bias = random_tensor(ITEMS, 1, *sizes, seed=7, dtype=torch.float64).requires_grad_()
+        out = attend(*problem(layout)[:3], layout, bias=bias, backend=backend)
+        grads.append(torch.autograd.grad(out.square().sum(), bias)[0])
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+    strides = looked_up[0].stride()
+    assert (strides[3] == 0) == (sizes[0] == 1) and (strides[4] == 0) == (sizes[1] == 1)
+
+
 def arguments_of(layout, bias=None, dtype=torch.float32):
     q, k, v = random_qkv(
         (layout.num_queries, layout.num_keys), batch=ITEMS, heads=HEADS, head_dim=4, value_dim=6, dtype=dtype
