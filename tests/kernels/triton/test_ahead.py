@@ -140,7 +140,7 @@ def test_every_line_has_the_kernel_of_its_direction():
         for kernel, launch in launches.items():
             inside, words = launch.constants, {**launch.arguments, **launch.constants}
             flags = tuple(inside.get(name) for name in ("GAPS", "DIRECT", "PREFIX", "KEY_GAPS"))
-            given = tuple(words.get(name) is not None for name in ("index", "entry", "key_mask", "bias", "grad_lse"))
+            given = tuple(words.get(name) is not None for name in ("index", "entry", "key_mask", "bias", "grad_total"))
             branches.add((kernel, flags, given, inside["WIDTH"] != inside["BLOCK_D"]))
     assert kernels == {name for names in sweep.KERNELS.values() for name in names}
     walks = [(flags, given) for kernel, flags, given, _ in branches if kernel == "blocks_forward"]
