@@ -32,6 +32,13 @@ class Backend(ABC):
         """`cost` where it is a time that may be shown; None where it rests on other devices' or dtypes' times."""
         return self.cost(call) if measured(call.q.device) else None
 
+    def dense_instead(self, call: AttendCall) -> str:
+        """Why dense attention under a mask is expected to be faster than this backend; empty where it is not.
+
+        For devices on which nothing was measured, from metadata only.
+        """
+        return ""
+
     @abstractmethod
     def run(self, call: AttendCall) -> AttendResult:
         """Computes a call that `why_not` has no reason against."""

@@ -46,6 +46,8 @@ _recorders: list[list[Choice]] = []
 # loops over pieces that fit a CPU's cache keep a GPU waiting, nor are backends of others; `use_backend` takes them.
 DENSE_ORDER = ("sdpa", "triton", "reference")
 SPARSE_ORDER = ("triton", "gather", "sdpa", "reference")
+# Where a mask over all pairs is expected to be faster than sparse kernels.
+MASKED_ORDER = ("sdpa", "triton", "gather", "reference")
 
 CAPACITY = 1024
 # What a call looks like and which backends were asked for.
@@ -218,7 +220,10 @@ def _automatic(call: AttendCall) -> str:
 
 def order(call: AttendCall) -> tuple[str, ...]:
     """Names of the backends that the automatic choice tries for a call off the CPU, in this order."""
-    return DENSE_ORDER if isinstance(call.layout, Dense) else SPARSE_ORDER
+    if isinstance(call.layout, Dense):
+        return DENSE_ORDER
+    first = SPARSE_ORDER[0]
+    return MASKED_ORDER if BACKENDS.get(first) and backend_named(first).dense_instead(call) else SPARSE_ORDER
 
 
 def why_not(name: str, call: AttendCall) -> tuple[str, ...]:
@@ -269,7 +274,8 @@ def _on_demand(call: AttendCall, name: str) -> str:
     if not measured(call.q.device):
         names = order(call)
         if name in names:
-            return f"; on {call.q.device.type} the first of {', '.join(names)} that can does"
+            why = backend_named(name).dense_instead(call)
+            return f"; on {call.q.device.type} the first of {', '.join(names)} that can does{f'. {why}' if why else ''}"
         why = why or f"it is none of {', '.join(names)}, which are tried in this order on {call.q.device.type}"
     return f"; it runs on demand only, because {why}" if why else ""
 

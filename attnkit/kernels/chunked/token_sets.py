@@ -18,7 +18,7 @@ from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.costs import Work, pairs
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.ops.token_sets import TOKEN_SETS
-from attnkit.layouts import TokenMask, TokenSets
+from attnkit.kernels.token_set_calls import computed_by_token_sets
 
 # Logits that are made at one time; two or three arrays of as many numbers are at work.
 LOGITS = 1 << 19
@@ -233,6 +233,8 @@ TOKEN_SETS.kernels("CompositeExplicitAutograd", _forward, _backward)
 
 def _why_not(call: AttendCall) -> tuple[str, ...]:
     reasons = []
+    if call.q.is_cuda:
+        reasons.append(f"q lies on {call.q.device}, where the operators of token sets are the triton backend's")
     if call.gain is not None:
         reasons.append("a gain multiplies the weights after the softmax, which these kernels do not do")
     if not call.k.shape[2]:
@@ -250,13 +252,7 @@ def _work(call: AttendCall) -> Work:
 
 
 def _run(call: AttendCall) -> AttendResult:
-    layout = call.layout
-    assert isinstance(layout, (TokenSets, TokenMask))
-    table = layout.index if isinstance(layout, TokenSets) else layout.mask
-    prefix = (layout.global_queries, layout.global_keys)
-    bias = call.pair_values(call.bias)
-    out, lse = TOKEN_SETS.op(call.q, call.k, call.v, table, layout.key_mask, bias, *prefix, float(call.scale))
-    return AttendResult(out, lse if call.return_lse else None)
+    return computed_by_token_sets(call, TOKEN_SETS)
 
 
 TOKEN_LISTS = Family(_why_not, _work, _run)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.registering import OpPair
+
+
+class SetTables(NamedTuple):
+    """What the operator takes beside q, k and v, in its order."""
+
+    table: Tensor
+    key_mask: Tensor | None
+    bias: Tensor | None
+    queries_all: int
+    keys_all: int
+    scale: float
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
@@ -35,14 +48,20 @@ def _work(
     return pairs * (width + v.shape[3]), pairs * (3 * width + 2 * v.shape[3])
 
 
-TOKEN_SETS = OpPair(
-    "token_sets",
-    # Table: keys of each query (B or 1, heads or 1, Nq - queries_all, K), or a bool mask (B or 1, heads or 1, Nq, Nk).
-    arguments="Tensor q, Tensor k, Tensor v, Tensor table, Tensor? key_mask, Tensor? bias, int queries_all, "
-    "int keys_all, float scale",
-    outputs=("out", "lse"),
-    gradients=("q", "k", "v", "bias"),
-    lowered=("q", "k", "v"),
-    fake=_fake,
-    work=_work,
-)
+def token_sets_pair(name: str) -> OpPair:
+    """The pair of operators of token sets under a name."""
+    return OpPair(
+        name,
+        # Table: keys of each query (B or 1, heads or 1, Nq - queries_all, K), or a bool mask (B or 1, heads or 1, Nq,
+        # Nk).
+        arguments="Tensor q, Tensor k, Tensor v, Tensor table, Tensor? key_mask, Tensor? bias, int queries_all, "
+        "int keys_all, float scale",
+        outputs=("out", "lse"),
+        gradients=("q", "k", "v", "bias"),
+        lowered=("q", "k", "v"),
+        fake=_fake,
+        work=_work,
+    )
+
+
+TOKEN_SETS = token_sets_pair("token_sets")

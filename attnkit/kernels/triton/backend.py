@@ -9,14 +9,18 @@ import torch
 from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.block_calls import computed_by_blocks
 from attnkit.kernels.call import AttendCall, AttendResult
-from attnkit.kernels.costs import Work, fetched
+from attnkit.kernels.costs import Work, fetched, pairs
 from attnkit.kernels.ops.registering import exporting
+from attnkit.kernels.token_set_calls import computed_by_token_sets
 from attnkit.kernels.transforms import differentiating
 from attnkit.kernels.triton.blocks.configs import HEAD_DIMS
 from attnkit.kernels.triton.blocks.op import PAIR
+from attnkit.kernels.triton.token_sets.op import PAIR as TOKEN_PAIR
+from attnkit.kernels.triton.token_sets.shares import shown_nearly_all
 from attnkit.kernels.triton.version import INTERPRETING, missing
-from attnkit.layouts import Blocks
+from attnkit.layouts import Blocks, Layout, TokenMask, TokenSets
 
+KINDS: tuple[type[Layout], ...] = (Blocks, TokenMask, TokenSets)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_GPU = (8, 0)
 # Looked up at import: the first call may already be one that is being compiled.
@@ -25,15 +29,16 @@ _INTERPRETED = "" if _MISSING else ", or set TRITON_INTERPRET=1 before Python st
 
 
 class TritonBackend(MeasuredBackend):
-    """Hand-written Triton kernels over blocks, with nothing gathered, sorted or kept but the output and the lse."""
+    """Hand-written Triton kernels, which read and write tokens where they stand and keep the output and the lse."""
 
     name: ClassVar[str] = "triton"
     on_demand: ClassVar[str] = "Triton interprets its kernels, on demand of TRITON_INTERPRET" if INTERPRETING else ""
 
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
         reasons = _device_reasons(call.q.device)
-        if not isinstance(call.layout, Blocks):
-            return (*reasons, f"a {call.layout.kind} layout has no kernels here; it takes blocks")
+        if not isinstance(call.layout, KINDS):
+            kinds = ", ".join(kind.kind for kind in KINDS)
+            return (*reasons, f"a {call.layout.kind} layout has no kernels here; it takes {kinds}")
         if call.q.dtype not in DTYPES:
             reasons.append(f"q is {call.q.dtype}; its kernels take float32, bfloat16 and float16")
         if call.q.dtype != call.v.dtype:
@@ -53,10 +58,17 @@ class TritonBackend(MeasuredBackend):
             reasons.append("torch.export writes PyTorch's own operators, so that what it writes needs no attnkit")
         return tuple(reasons)
 
+    def dense_instead(self, call: AttendCall) -> str:
+        return shown_nearly_all(call.layout) if isinstance(call.layout, (TokenMask, TokenSets)) else ""
+
     def work(self, call: AttendCall) -> Work:
+        if isinstance(call.layout, (TokenMask, TokenSets)):
+            return Work("triton tokens", pairs(call, call.layout.key_slots))
         return Work("triton blocks", fetched(call, cast("Blocks", call.layout)))
 
     def run(self, call: AttendCall) -> AttendResult:
+        if isinstance(call.layout, (TokenMask, TokenSets)):
+            return computed_by_token_sets(call, TOKEN_PAIR)
         return computed_by_blocks(call, PAIR)
 
 

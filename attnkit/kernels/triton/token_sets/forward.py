@@ -1,0 +1,159 @@
+"""The forward kernel of token sets: a tile of queries over the list of keys that any of them sees.
+
+Keys and values are fetched once for the tile, by the list; a bit of each key's word says which of the queries sees it.
+Logits are to base 2, but to base e where there is a bias, whose largest finite numbers must stay finite.
+"""
+
+# Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from attnkit.kernels.triton.tiles import INFINITY, LN2, LOG2E, placed, put_rows, rows_at
+from attnkit.kernels.triton.token_sets.unions import listed, row_bits, row_tokens
+
+
+@triton.jit
+def token_sets_forward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    lists,
+    words,
+    counts,
+    order,
+    bias,
+    scale,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    v_b,
+    v_h,
+    v_n,
+    v_d,
+    out_b,
+    out_h,
+    out_n,
+    out_d,
+    bias_b,
+    bias_h,
+    bias_n,
+    bias_k,
+    order_s,
+    set_b,
+    set_h,
+    heads,
+    tiles,
+    queries,
+    keys,
+    queries_all,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Output and lse of a tile of BLOCK_M queries.
+
+    Args:
+        lists: keys of the tiles, with their `words` and `counts`; see `attnkit.kernels.triton.token_sets.unions`.
+        order: which query a row of a tile is, or None.
+        scale: factor of the logits.
+        set_b: the lists of an item and head are those of the set `item * set_b + head * set_h`.
+    """
+    tile, _, item, head = placed(tiles, 1, heads)
+    number = item * set_b + head * set_h
+    query, count, lists, words = tile_of(
+        lists,
+        words,
+        counts,
+        order,
+        number,
+        tile,
+        tiles,
+        queries,
+        keys,
+        queries_all,
+        order_s,
+        BLOCK_M,
+    )
+    bits = row_bits(BLOCK_M)
+    rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
+    k += item * k_b + head * k_h
+    v += item * v_b + head * v_h
+    if bias is not None:
+        bias += item * bias_b + head * bias_h
+    peak = tl.full((BLOCK_M,), -INFINITY, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    mean = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    for start in range(0, count, BLOCK_N):
+        key, word = listed(lists, words, start, count, BLOCK_N)
+        near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
+        products = tl.dot(rows, tl.trans(near), input_precision=PRECISION)
+        seen = (word[None, :] & bits[:, None]) != 0
+        logits = logits_of(products, bias, query[:, None], key[None, :], bias_n, bias_k, seen, scale)
+        values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
+        weights, kept, peak, total = step(logits, peak, total, bias is not None)
+        mean = tl.dot(weights.to(values.dtype), values, mean * kept[:, None], input_precision=PRECISION)
+    safe = tl.where(total == 0.0, 1.0, total)
+    put_rows(out + item * out_b + head * out_h, query, out_n, out_d, mean / safe[:, None], VALUE_WIDTH, BLOCK_V, True)
+    found = peak + tl.log2(safe) * LN2 if bias is not None else (peak + tl.log2(safe)) * LN2
+    found = tl.where(total == 0.0, -INFINITY, found)
+    tl.store(lse + (item * heads + head) * queries + query, found, mask=query >= 0)
+
+
+@triton.jit
+def tile_of(lists, words, counts, order, number, tile, tiles, tokens, columns, apart, order_s, BLOCK: tl.constexpr):
+    """The tokens of a tile's rows, and how long its list is and where it stands; of set `number`."""
+    if order is not None:
+        order += number * order_s
+    own = row_tokens(order, tile, tokens, apart, BLOCK).to(tl.int64)
+    at = number * tiles + tile
+    return own, tl.load(counts + at), lists + at * columns, words + at * columns
+
+
+@triton.jit
+def logits_of(products, bias, query, key, bias_n, bias_k, seen, scale):
+    """Logits from products of queries and keys, to base 2 without a bias and to base e with one; -inf where not seen.
+
+    Args:
+        products: a tile, either way round.
+        bias: pointer to the part of an item and head, or None.
+        query: tokens of the queries along their dimension, -1 for none.
+        key: those of the keys along theirs.
+        seen: bools of the tile.
+    """
+    if bias is not None:
+        added = tl.load(bias + query * bias_n + key * bias_k, mask=seen, other=0.0)
+        logits = products * scale + added.to(tl.float32)
+    else:
+        logits = products * (scale * LOG2E)
+    return tl.where(seen, logits, -INFINITY)
+
+
+@triton.jit
+def raised(numbers, NATURAL: tl.constexpr):
+    """Powers of logits' differences, which are to base 2 or, where NATURAL, to base e."""
+    return tl.exp2(numbers * LOG2E if NATURAL else numbers)
+
+
+@triton.jit
+def step(logits, peak, total, NATURAL: tl.constexpr):
+    """A step of online softmax: weights of a tile, the share that earlier sums keep, largest logits and totals."""
+    higher = tl.maximum(peak, tl.max(logits, 1))
+    shift = tl.where(higher == -INFINITY, 0.0, higher)
+    weights = raised(logits - shift[:, None], NATURAL)
+    kept = raised(peak - shift, NATURAL)
+    return weights, kept, higher, total * kept + tl.sum(weights, 1)

@@ -1,0 +1,53 @@
+"""Token sets on the GPU: the operators' kernels for CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnkit.kernels.ops.token_sets import TOKEN_SETS, SetTables, token_sets_pair
+from attnkit.kernels.triton.version import INTERPRETING
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
+    from attnkit.kernels.triton.token_sets.launches import forward_of
+
+    found = forward_of(q, k, v, SetTables(*rest))
+    for step in found.steps:
+        step.run()
+    return found.out, found.lse
+
+
+def _backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    from attnkit.kernels.triton.token_sets.launches import backward_of
+
+    tables = SetTables(*rest[:-1])
+    found = backward_of(grad_out, grad_lse, out, lse, q, k, v, tables, rest[-1])
+    for step in found.steps:
+        step.run()
+    gradients = [one for one in found.gradients if one is not None]
+    if found.bias is not None:
+        assert tables.bias is not None
+        gradients.append(torch.empty_like(tables.bias).copy_(found.bias.sum_to_size(tables.bias.shape)))
+    return gradients
+
+
+TOKEN_SETS.kernels("CUDA", _forward, _backward)
+
+# Where Triton interprets its kernels, they also take tensors of the CPU, under a name of their own.
+PAIR = TOKEN_SETS
+if INTERPRETING:
+    PAIR = token_sets_pair("token_sets_interpreted")
+    PAIR.kernels("CPU", _forward, _backward)

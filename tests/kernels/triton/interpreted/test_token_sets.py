@@ -1,0 +1,109 @@
+"""Token sets by Triton's interpreter: the kernels' arithmetic and addresses, without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit import attend
+from attnkit.kernels.ops.token_sets import TOKEN_SETS
+from attnkit.kernels.triton.token_sets import configs, launches
+from attnkit.kernels.triton.token_sets.configs import Config
+from attnkit.kernels.triton.token_sets.op import PAIR
+from attnkit.testing import random_qkv, random_tensor
+from tests.kernels.triton import token_set_cases as cases
+from tests.kernels.triton.token_set_cases import CASES, check
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(configs, "configuration", lambda *_: Config(16, 16, 1, 1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_the_oracle(name, request):
+    case = CASES[name]
+    if not case.tiles:
+        request.getfixturevalue("small_tiles")
+    check(case, "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", cases.ASKED)
+def test_as_the_other_kernels_of_the_operator(name):
+    cases.check_operator(name, PAIR, "cpu")
+
+
+@pytest.mark.parametrize("rows", [16, 32, 64])
+def test_words_of_every_size(monkeypatch, rows):
+    monkeypatch.setattr(configs, "configuration", lambda *_: Config(rows, 16, 1, 1))
+    check(cases.Case(lambda: cases.lists(1, 2, rows=70, queries_all=1, keys_all=1)), "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_marks_of_one_item_and_head_at_a_time(monkeypatch):
+    monkeypatch.setattr(launches, "MARKS", 3 * cases.QUERIES * cases.KEYS)
+    check(CASES["lists per item and head"], "cpu")
+    check(CASES["lists, keys hidden per item"], "cpu")
+
+
+# Products with what is masked afterwards, and maxima of it, of which NumPy warns.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", cases.POISONED)
+def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
+    cases.check_poisoned(cases.POISONED[name](), poison, with_bias, "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("size", [-1e9, 1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
+def test_a_large_bias_hides_no_gradient(size):
+    cases.check_large_bias(size, "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_bias_of_minus_infinity_hides_keys_and_queries():
+    layout = cases.lists(1, 1)
+    given = list(random_qkv((cases.QUERIES, cases.KEYS), batch=1, heads=1, head_dim=16, dtype=torch.float32))
+    bias = random_tensor(1, 1, cases.QUERIES, cases.KEYS, seed=3, dtype=torch.float32)
+    bias = bias.masked_fill(cases.some(cases.QUERIES, cases.KEYS, share=0.3), -torch.inf)
+    bias[:, :, 7] = -torch.inf
+    found = cases.answers(layout, [*given, bias], None, "triton")
+    layout = cases.TokenMask(layout.to_mask() & bias.isfinite())
+    right = cases.answers(layout, [*given, bias.where(bias.isfinite(), 0.0)], None, "reference")
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_the_memory_order_of_one_projection():
+    layout = cases.lists(1, 1, rows=cases.KEYS)
+    columns = random_tensor(2, cases.KEYS, 2 * 3 * 16, seed=4, dtype=torch.float32).requires_grad_()
+    grads = []
+    for backend in ("triton", "reference"):
+        q, k, v = columns.unflatten(-1, (3, 2, 16)).movedim(2, 0).transpose(2, 3)
+        out = attend(q, k, v, layout, backend=backend)
+        assert backend == "reference" or out.transpose(1, 2).is_contiguous()
+        grads += torch.autograd.grad(out.square().sum(), columns)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 7)])
+def test_no_items_and_no_queries(sizes):
+    items = 0 if sizes[0] else 1
+    q, k, v = (one[:items].requires_grad_() for one in random_qkv(sizes, dtype=torch.float32))
+    layout = cases.TokenSets(torch.zeros(sizes[0], 2, dtype=torch.int64), sizes[1])
+    attend(q, k, v, layout, backend="triton").sum().backward()
+    assert k.grad is not None and torch.equal(k.grad, torch.zeros_like(k))
+
+
+def test_the_operators_of_the_cpu_stay_their_own():
+    """That Triton interprets does not change what other backends compute: float64 here."""
+    assert PAIR.op is not TOKEN_SETS.op
+    layout = cases.lists(1, 1)
+    given = random_qkv((cases.QUERIES, cases.KEYS), dtype=torch.float64)
+    found, right = (attend(*given, layout, backend=one) for one in ("chunked", "reference"))
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
