@@ -7,9 +7,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnkit import Grid
+from attnkit.kernels import dispatch
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.triton import backend, version
-from attnkit.layouts import Blocks, Dense
+from attnkit.layouts import Blocks, Dense, TokenMask, TokenSets
 from attnkit.testing import random_qkv
 
 LAYOUT = Blocks.windows(Grid(4, 4), 2)
@@ -33,10 +34,34 @@ def test_what_it_takes(dtype):
     assert reasons(widths=(256, 3), dtype=dtype) == ""
 
 
+@pytest.mark.parametrize("layout", [TokenSets(torch.zeros(16, 2, dtype=torch.int64), 16), TokenMask(torch.eye(16) > 0)])
+def test_it_takes_token_sets(layout):
+    assert reasons(layout) == ""
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend", "why"),
+    [
+        (TokenSets(torch.zeros(64, 7, dtype=torch.int64), 64, keys_all=1, unique=True), "triton", ""),
+        (TokenSets(torch.zeros(64, 9, dtype=torch.int64), 64, unique=True), "sdpa", "With 9 of 64 keys for each query"),
+        (TokenMask(torch.zeros(64, 64, dtype=torch.bool)), "sdpa", "How many keys a mask shows is not known"),
+    ],
+)
+def test_dense_attention_where_tiles_would_see_nearly_everything(layout, backend, why):
+    """On a GPU, where nothing was measured; and why, among the reasons."""
+    with FakeTensorMode():
+        given = [torch.empty(1, 1, 64, 16, device="cuda") for _ in range(3)]
+        call = AttendCall(*given, layout, 1.0)
+        assert dispatch.choose(call) == backend
+        assert dispatch.choose(call.replace(return_lse=True)) == "triton"
+        told = dispatch.why_not_others(call, backend).get("triton", ("",))[0]
+    assert why in told
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"layout": Dense(16)}, "a dense layout has no kernels here; it takes blocks"),
+        ({"layout": Dense(16)}, "a dense layout has no kernels here; it takes blocks, token_mask, token_sets"),
         ({"dtype": torch.float64}, "q is torch.float64; its kernels take float32, bfloat16 and float16"),
         ({"widths": (16, 260)}, "a head is 260 wide, and its kernels have room for 256"),
         ({"v": torch.zeros(1, 1, 16, 4, dtype=torch.float16)}, "q and k are torch.float32 but v is torch.float16"),

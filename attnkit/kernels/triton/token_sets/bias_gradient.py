@@ -14,10 +14,10 @@ import triton.language as tl
 
 from attnkit.kernels.triton.tiles import numbers_at, placed, rows_at
 from attnkit.kernels.triton.token_sets.forward import logits_of, raised, tile_of
-from attnkit.kernels.triton.token_sets.unions import listed, row_bits
+from attnkit.kernels.triton.token_sets.unions import COUNTS, listed, row_bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def token_sets_bias_gradient(
     grad_bias,
     peaks,

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.tiles import INFINITY, LN2, LOG2E, placed, put_rows, rows_at
-from attnkit.kernels.triton.token_sets.unions import listed, row_bits, row_tokens
+from attnkit.kernels.triton.token_sets.unions import COUNTS, listed, row_bits, row_tokens
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def token_sets_forward(
     q,
     k,

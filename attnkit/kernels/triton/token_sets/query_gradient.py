@@ -14,10 +14,10 @@ import triton.language as tl
 
 from attnkit.kernels.triton.tiles import INFINITY, numbers_at, placed, put_rows, rows_at
 from attnkit.kernels.triton.token_sets.forward import logits_of, step, tile_of
-from attnkit.kernels.triton.token_sets.unions import listed, row_bits
+from attnkit.kernels.triton.token_sets.unions import COUNTS, listed, row_bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def token_sets_query_gradient(
     grad_q,
     peaks,

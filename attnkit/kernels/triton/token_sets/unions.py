@@ -15,8 +15,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Arguments of kernels that change with the image and the batch and on which no load of several numbers at once depends.
+COUNTS = (
+    *("heads", "tiles", "queries", "keys", "queries_all", "keys_all", "rows", "slots", "first", "set_heads", "set_b"),
+    *("set_h", "order_s", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "grad_lse_b"),
+    *("grad_lse_h", "first_item", "first_head", "own_heads"),
+)
 
-@triton.jit
+
+@triton.jit(do_not_specialize=COUNTS)
 def token_set_marks(
     marks,
     index,
@@ -55,7 +62,7 @@ def token_set_marks(
         tl.store(marks + row[:, None] * keys + key, one, mask=key >= 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def token_set_unions(
     lists,
     words,
