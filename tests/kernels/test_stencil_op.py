@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnkit import Grid, HeadMix, LearnedQuery, attend
 from attnkit.errors import BackendError
-from attnkit.kernels import use_backend
-from attnkit.kernels.chunked import stencil, stencil_convolved
+from attnkit.kernels import stencil_calls, use_backend
+from attnkit.kernels.call import AttendCall
+from attnkit.kernels.chunked import stencil_convolved
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.testing import dense_attention, outputs_and_gradients, peak_memory, random_qkv, random_tensor
@@ -150,7 +151,7 @@ def test_repeated_queries_that_have_gradients_get_one_each(convolved):
 def test_derivatives_by_the_one_row_of_all_queries(prefix, convolved):
     """The operator's own, of an argument that `attend` passes without a gradient only."""
     q, k, v = random_qkv((1, 6 + prefix), heads=2, head_dim=2, grad=True)
-    window = ([2, 3], prefix, [3, 3], [1, 2], [1, 1], 0.7)
+    window = ([2, 3], prefix, [3, 3], [1, 2], [1, 1], False, 0.7)
 
     def run(q, k, v):
         out, total, peak = STENCIL.op(q, k, v, None, None, None, *window)
@@ -294,7 +295,7 @@ def test_pytorch_finds_nothing_wrong(dtype, shared):
     bias, gain = (random_tensor(*shape, seed=seed, dtype=torch.float32, grad=True) for seed, shape in enumerate(shapes))
     q = q[:, :, :1].detach().requires_grad_() if shared else q
     seen = torch.arange(42).view(2, 1, 21) % 4 > 0
-    window = ([4, 5], 1, [3, 3], [2, 2], [1, 1], 0.5)
+    window = ([4, 5], 1, [3, 3], [2, 2], [1, 1], False, 0.5)
     for extra in ((bias, gain, seen), (None, None, None)):
         torch.library.opcheck(STENCIL.op, (q, k, v, *extra, *window))
 
@@ -303,7 +304,7 @@ def test_counted_operations():
     layout = Stencil(Grid(4, 5, prefix=1), 3, stride=2)
     q, k, v = random_qkv((7, 21), batch=2, heads=3, head_dim=3, value_dim=5, grad=True)
     with FlopCounterMode(display=False) as counter:
-        stencil._image(stencil.AttendCall(q, k, v, layout, 1.0), layout).out.sum().backward()
+        stencil_calls._image(AttendCall(q, k, v, layout, 1.0), layout, STENCIL.op).out.sum().backward()
     pairs = 2 * 3 * 6 * 10
     assert counter.get_total_flops() == 2 * pairs * (3 + 5) + 2 * pairs * (3 * 3 + 2 * 5)
 

@@ -71,6 +71,7 @@ class Windows:
         kernels: Sequence[int],
         strides: Sequence[int],
         dilations: Sequence[int],
+        clamped: bool,
         scale: float,
     ) -> None:
         line = (1,) * (2 - len(sizes))

@@ -91,6 +91,7 @@ def forward(
     kernels: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
+    clamped: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A kernel of `attnkit::stencil`.
@@ -144,6 +145,7 @@ def backward(
     kernels: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
+    clamped: bool,
     scale: float,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:

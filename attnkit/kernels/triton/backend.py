@@ -11,16 +11,19 @@ from attnkit.kernels.block_calls import computed_by_blocks
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.costs import Work, fetched, pairs
 from attnkit.kernels.ops.registering import exporting
+from attnkit.kernels.stencil_calls import computed_by_stencil
 from attnkit.kernels.token_set_calls import computed_by_token_sets
 from attnkit.kernels.transforms import differentiating
 from attnkit.kernels.triton.blocks.configs import HEAD_DIMS
 from attnkit.kernels.triton.blocks.op import PAIR
+from attnkit.kernels.triton.stencil.configs import AXES
+from attnkit.kernels.triton.stencil.op import PAIR as STENCIL_PAIR
 from attnkit.kernels.triton.token_sets.op import PAIR as TOKEN_PAIR
 from attnkit.kernels.triton.token_sets.shares import shown_nearly_all
 from attnkit.kernels.triton.version import INTERPRETING, missing
-from attnkit.layouts import Blocks, Layout, TokenMask, TokenSets
+from attnkit.layouts import Blocks, Layout, Stencil, TokenMask, TokenSets
 
-KINDS: tuple[type[Layout], ...] = (Blocks, TokenMask, TokenSets)
+KINDS: tuple[type[Layout], ...] = (Blocks, Stencil, TokenMask, TokenSets)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_GPU = (8, 0)
 # Looked up at import: the first call may already be one that is being compiled.
@@ -41,12 +44,14 @@ class TritonBackend(MeasuredBackend):
             return (*reasons, f"a {call.layout.kind} layout has no kernels here; it takes {kinds}")
         if call.q.dtype not in DTYPES:
             reasons.append(f"q is {call.q.dtype}; its kernels take float32, bfloat16 and float16")
-        if call.q.dtype != call.v.dtype:
+        if isinstance(call.layout, Stencil):
+            reasons += _stencil_reasons(call, call.layout)
+        elif call.q.dtype != call.v.dtype:
             reasons.append(f"q and k are {call.q.dtype} but v is {call.v.dtype}; it needs one dtype")
         if max(call.q.shape[3], call.v.shape[3]) > HEAD_DIMS[-1]:
             widest = max(call.q.shape[3], call.v.shape[3])
             reasons.append(f"a head is {widest} wide, and its kernels have room for {HEAD_DIMS[-1]}")
-        if call.gain is not None:
+        if call.gain is not None and not isinstance(call.layout, Stencil):
             reasons.append("a gain multiplies the weights after the softmax, which its kernels do not do")
         if not call.layout.key_slots:
             reasons.append("there are no keys to fetch")
@@ -62,14 +67,29 @@ class TritonBackend(MeasuredBackend):
         return shown_nearly_all(call.layout) if isinstance(call.layout, (TokenMask, TokenSets)) else ""
 
     def work(self, call: AttendCall) -> Work:
+        if isinstance(call.layout, Stencil):
+            return Work("triton stencil", pairs(call, call.layout.key_slots))
         if isinstance(call.layout, (TokenMask, TokenSets)):
             return Work("triton tokens", pairs(call, call.layout.key_slots))
         return Work("triton blocks", fetched(call, cast("Blocks", call.layout)))
 
     def run(self, call: AttendCall) -> AttendResult:
+        if isinstance(call.layout, Stencil):
+            return computed_by_stencil(call, STENCIL_PAIR.op)
         if isinstance(call.layout, (TokenMask, TokenSets)):
             return computed_by_token_sets(call, TOKEN_PAIR)
         return computed_by_blocks(call, PAIR)
+
+
+def _stencil_reasons(call: AttendCall, layout: Stencil) -> list[str]:
+    reasons = []
+    if call.v.dtype not in DTYPES:
+        reasons.append(f"v is {call.v.dtype}; its kernels take float32, bfloat16 and float16")
+    if layout.grid.ndim > AXES:
+        reasons.append(f"the grid has {layout.grid.ndim} axes, and its kernels have addresses for {AXES}")
+    if call.needs_grad:
+        reasons.append("its kernels of stencils have no backward pass yet")
+    return reasons
 
 
 def _device_reasons(device: torch.device) -> list[str]:

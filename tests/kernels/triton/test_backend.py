@@ -9,11 +9,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from attnkit import Grid
 from attnkit.kernels import dispatch
 from attnkit.kernels.call import AttendCall
+from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.kernels.triton import backend, version
-from attnkit.layouts import Blocks, Dense, TokenMask, TokenSets
+from attnkit.layouts import Blocks, Dense, RelativeTable, Stencil, TokenMask, TokenSets
 from attnkit.testing import random_qkv
 
 LAYOUT = Blocks.windows(Grid(4, 4), 2)
+WINDOWS = Stencil(Grid(4, 4), 3)
 
 
 @pytest.fixture(autouse=True)
@@ -61,15 +63,37 @@ def test_dense_attention_where_tiles_would_see_nearly_everything(layout, backend
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"layout": Dense(16)}, "a dense layout has no kernels here; it takes blocks, token_mask, token_sets"),
+        ({"layout": Dense(16)}, "a dense layout has no kernels here; it takes blocks, stencil, token_mask, token_sets"),
         ({"dtype": torch.float64}, "q is torch.float64; its kernels take float32, bfloat16 and float16"),
         ({"widths": (16, 260)}, "a head is 260 wide, and its kernels have room for 256"),
         ({"v": torch.zeros(1, 1, 16, 4, dtype=torch.float16)}, "q and k are torch.float32 but v is torch.float16"),
         ({"gain": torch.zeros(1, 1, 16, 16)}, "a gain multiplies the weights"),
+        ({"layout": Stencil(Grid(2, 2, 2, 2), 3)}, "the grid has 4 axes, and its kernels have addresses for 3"),
+        ({"layout": WINDOWS, "v": torch.zeros(1, 1, 16, 4, dtype=torch.float64)}, "v is torch.float64; its kernels"),
+        ({"layout": WINDOWS, "dtype": torch.float64}, "q is torch.float64; its kernels take"),
     ],
 )
 def test_what_it_refuses(given, reason):
     assert reason in reasons(**given)
+
+
+@pytest.mark.parametrize("border", ["mask", "clamp"])
+def test_what_it_takes_of_stencils(border):
+    layout = Stencil(Grid(4, 4), 3, border=border)
+    gain = RelativeTable(torch.zeros(1, 3, 3), layout.grid)
+    assert reasons(layout, gain=gain, v=torch.zeros(1, 1, 16, 4, dtype=torch.float16)) == ""
+
+
+@pytest.mark.parametrize("border", ["mask", "clamp"])
+def test_stencils_on_a_gpu_are_its_own(border):
+    layout = Stencil(Grid(4, 4), 3, border=border)
+    with FakeTensorMode():
+        q, k, v = (torch.empty(1, 1, 16, 16, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        call = AttendCall(q, k, v, layout, 1.0)
+        assert dispatch.choose(call) == "triton"
+        assert "are the triton backend's" in dispatch.why_not("chunked", call)[0]
+        out, total, peak = STENCIL.op(q, k, v, None, None, None, [4, 4], 0, [3, 3], [1, 1], [1, 1], False, 1.0)
+    assert (out.dtype, total.dtype, peak.dtype) == (torch.bfloat16, torch.float32, torch.float32)
 
 
 def test_without_a_gpu(monkeypatch):

@@ -9,7 +9,7 @@ MAPS = "attnkit.kernels.chunked.stencil_shifted:_Maps"
 FORWARD = "attnkit.kernels.chunked.stencil_shifted:forward"
 BACKWARD = "attnkit.kernels.chunked.stencil_shifted:backward"
 CONVOLVED = "attnkit.kernels.chunked.stencil_convolved"
-PLACES = "attnkit.kernels.chunked.stencil:_by_place"
+PLACES = "attnkit.kernels.stencil_calls:_by_place"
 STENCIL = (chunked("stencil"),)
 LEARNED = (LearnedQuery(2, 3),)
 
@@ -65,7 +65,7 @@ MUTANTS = [
     Mutant(
         "stencil_window_off_by_one",
         "Windows wider than the grid end one token before its edge.",
-        "attnkit.kernels.chunked.stencil:_image",
+        "attnkit.kernels.stencil_calls:_image",
         "min(size, 2 * far + 1)",
         "min(size, max(2 * far - 1, 1))",
         STENCIL,

@@ -1,0 +1,1 @@
+"""Kernels of stencils: queries that see a window of the grid around their own place."""
