@@ -55,3 +55,9 @@ class Launch:
                 start(**self.given)
         else:
             start(**self.given)
+
+
+def precision(dtype: torch.dtype = torch.float32) -> str:
+    """How kernels multiply: `"tf32"` for float32 where PyTorch is told that it may, else `"ieee"`, as for dtypes that
+    this does not concern."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -193,6 +193,12 @@ OPERATORS: dict[str, Operands] = {
     "gradients of the sum of powers only": Operands(lambda: regions(Grid(4, 6), (2, 3), 1, 1), reached=(False, True)),
     "the gradient of q only": Operands(lambda: Blocks.windows(Grid(4, 8), 4), needs=(True, False, False, False)),
     "the gradient of v only": Operands(lambda: Blocks.windows(Grid(4, 8), 4), needs=(False, False, True, False)),
+    "the gradients of k and v only": Operands(
+        lambda: regions(Grid(4, 6), (2, 3), 1, 1), reached=(True, True), needs=(False, True, True, False)
+    ),
+    "the gradient of k and of a bias, where some see nothing": Operands(
+        unseeing, (1, 1, 1), (True, True), (False, True, False, True)
+    ),
     "a bias for all items, heads and blocks": Operands(
         lambda: Blocks.windows(Grid(4, 8, prefix=1), 4), (1, 1, 1), (True, True), (True, True, True, True)
     ),
@@ -288,6 +294,27 @@ def check_operator(case: Operands, pair: OpPair, device: str) -> None:
     assert len(found[0]) == 2 + sum(case.needs)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.cpu().double(), other, rtol=2e-5, atol=2e-5)
+
+
+def check_autocast(pair: OpPair, device: str) -> None:
+    """Holds a pair under autocast to that of the CPU: products of bfloat16, a bias and gradients of float32."""
+    layout = regions(Grid(4, 8, prefix=1), (1, 2), 1, 1)
+    order = layout.order
+    sizes = (layout.num_queries, layout.num_keys)
+    given = random_qkv(sizes, batch=ITEMS, heads=HEADS, head_dim=16, dtype=torch.float32)
+    bias = random_tensor(1, HEADS, 1, order.token.shape[3], layout.key_slots, seed=3, dtype=torch.float32)
+    found = []
+    for one, where in ((pair, device), (BLOCKS, "cpu")):
+        q, k, v, added = (tensor.to(where, copy=True).requires_grad_() for tensor in (*given, bias))
+        tables = [tensor.to(where) for tensor in (order.token, order.slot, order.token, order.slot, layout.index)]
+        with torch.autocast(where, torch.bfloat16):
+            out, total, peak = one.op(q, k, v, *tables, None, added, layout.prefix, [order.padded] * 2, 0.3)
+        lse = total.log() + peak
+        grads = torch.autograd.grad(out.float().square().sum() + lse.sum(), (q, k, v, added))
+        found.append([tensor.detach().cpu() for tensor in (out, lse, *grads)])
+    assert [tensor.dtype for tensor in found[0]] == [torch.bfloat16, *[torch.float32] * 5]
+    for tensor, right in zip(*found, strict=True):
+        torch.testing.assert_close(tensor, right, rtol=3e-2, atol=3e-2)
 
 
 HIDING = (-1e5, -1e7, -1e9, torch.finfo(torch.float32).min, -torch.inf, 1e9)

@@ -55,6 +55,10 @@ def test_what_a_large_bias_hides(name, hidden, dtype):
     block_cases.check_hidden(block_cases.HIDDEN[name](), hidden, dtype, "cuda")
 
 
+def test_autocast():
+    block_cases.check_autocast(BLOCKS, "cuda")
+
+
 def large(dtype=torch.bfloat16):
     layout = block_cases.moved(regions(Grid(64, 64), 8, 2, 1, keep=8), "cuda")
     given = random_qkv((4096, 4096), batch=2, heads=4, head_dim=32, dtype=torch.float32)

@@ -10,22 +10,24 @@ from attnkit.kernels.triton.blocks.inverse import inverse_of
 
 def pieces_of(inverse, table, blocks, topk):
     """The rows of the index in every piece, by block of keys, as a kernel walks them."""
-    entry, start, owner, first, part = (one.flatten(0, 1)[table].tolist() for one in inverse[:5])
+    entry, start, owner = (one.flatten(0, 1)[table].tolist() for one in inverse[:3])
     found, used = {block: [] for block in range(blocks)}, []
+    assert len(owner) == inverse.pieces
     for piece, block in enumerate(owner):
         if block == blocks:
             continue
         begin, end = start[block], start[block + 1]
-        cuts = max((end - begin) // inverse.share, 1)
-        size, number = -(-(end - begin) // cuts), piece - first[block]
-        assert 0 <= number < cuts
+        cuts, part = max((end - begin) // inverse.share, 1), begin // inverse.share
+        size, number = -(-(end - begin) // cuts), piece - block - part
+        if not 0 <= number < cuts:
+            continue
         places = entry[begin + number * size : min(begin + (number + 1) * size, end)]
         assert len(places) < 2 * inverse.share
         found[block] += [divmod(place, topk) for place in places]
         if cuts > 1:
-            used.append(part[block] + number)
-    # Every part once, and none without room.
-    assert used == list(range(len(used))) and len(used) <= inverse.parts
+            used.append(part + number)
+    # No part twice, and none without room.
+    assert sorted({*used}) == used and all(one < inverse.parts for one in used)
     return found
 
 
@@ -48,7 +50,8 @@ def test_every_entry_stands_in_one_piece(lead, rows, blocks, topk, least):
 def test_a_block_that_all_see_is_cut():
     inverse = inverse_of(torch.zeros(1, 1, 64, 4, dtype=torch.int64), 64, 1)
     assert inverse.share == 8
-    assert (inverse.piece_block == 0).sum() == 32
+    # One of each: a block of one piece, and what that block has more.
+    assert (inverse.piece_block == 0).sum() == 1 + 32
     assert inverse.parts == 32
 
 

@@ -15,24 +15,23 @@ class Inverse(NamedTuple):
     """Who sees each block of keys, in tables (B or 1, heads or 1, ...) of int64.
 
     An entry is the number `row * topk + place` of a place in the index. The entries of key block c are
-    `entry[start[c]:start[c + 1]]`, in order. They are cut into `max(count // share, 1)` pieces of about one size.
+    `entry[start[c]:start[c + 1]]`, in order. They are cut into `max(count // share, 1)` pieces of about one size, whose
+    numbers begin at `c + start[c] // share`; some numbers before a block's may be nobody's. Sums of the pieces of
+    blocks with several stand from `start[c] // share` on. Neither need be counted, since `start[c] // share` grows by
+    `count // share` or by one more.
 
     Attributes:
         entry: (..., R * topk) entries by the block of keys that they name; those of -1 stand first.
         start: (..., blocks + 1) where the entries of a block begin.
-        piece_block: (..., pieces) block of keys to which a piece belongs; `blocks` behind the last piece.
-        first_piece: (..., blocks) number of the first piece of a block.
-        first_part: (..., blocks) the same, counting the pieces of blocks that have several only.
+        piece_block: (..., pieces) block of keys to which the number of a piece belongs.
         share: entries that a piece has at least where a block has several; it has less than twice as many.
-        pieces: pieces there are room for.
-        parts: pieces of blocks with several there are room for.
+        pieces: numbers of pieces.
+        parts: sums there are room for.
     """
 
     entry: Tensor
     start: Tensor
     piece_block: Tensor
-    first_piece: Tensor
-    first_part: Tensor
     share: int
     pieces: int
     parts: int
@@ -54,14 +53,9 @@ def inverse_of(index: Tensor, blocks: int, least: int) -> Inverse:
     lead, entries = named.shape[:2], named.shape[2]
     share = max(2 * -(-entries // blocks), least)
     pieces, parts = blocks + entries // share, entries // share
-    start = torch.searchsorted(named, _numbers(lead, blocks + 1, index))
-    cuts = start.diff(dim=-1).div(share, rounding_mode="floor").clamp(min=1)
-    end = cuts.cumsum(-1)
-    piece_block = torch.searchsorted(end, _numbers(lead, pieces, index), right=True)
-    several = cuts.where(cuts > 1, 0)
-    return Inverse(entry, start, piece_block, end - cuts, several.cumsum(-1) - several, share, pieces, parts)
-
-
-def _numbers(lead: torch.Size, count: int, like: Tensor) -> Tensor:
-    """The numbers 0..count-1 for each table."""
-    return torch.arange(count, device=like.device).repeat(*lead, 1)
+    numbers = torch.arange(max(blocks, pieces) + 1, device=index.device)
+    start = torch.searchsorted(named, numbers[: blocks + 1].repeat(*lead, 1))
+    # The first number of the next block: as many of them as are not above a piece's stand before its block.
+    follows = start[..., 1:] // share + numbers[1 : blocks + 1]
+    piece_block = torch.searchsorted(follows, numbers[:pieces].repeat(*lead, 1), right=True)
+    return Inverse(entry, start, piece_block, share, pieces, parts)

@@ -6,7 +6,7 @@ that another program adds to, and the same inputs give the same bits.
 """
 
 # Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
@@ -48,8 +48,6 @@ def blocks_key_gradient(
     entry,
     start,
     piece_block,
-    first_piece,
-    first_part,
     scale,
     grad_k_b,
     grad_k_h,
@@ -120,7 +118,7 @@ def blocks_key_gradient(
         entry: the inverse's tables, or None where every block sees itself.
         table_b: which of the inverse's tables belongs to an item and head: item * table_b + head * table_h.
         entries: numbers in a table of entries.
-        pieces: pieces a table has room for, which is how many programs there are for a tile, item and head.
+        pieces: numbers of pieces of a table, which is how many programs there are for a tile, item and head.
         parts: pieces that `part_k` has room for.
         share: entries of a piece at least, where a block has several.
         GAPS: whether a tile of keys may have slots that are empty or hidden.
@@ -128,14 +126,18 @@ def blocks_key_gradient(
     """
     tile, piece, item, head = placed(tl.cdiv(key_slots, BLOCK_N), pieces, heads)
     table = item * table_b + head * table_h
-    block, begin, end, cuts, number = piece, 0, 1, 1, 0
+    block, begin, end, cuts, part, number = piece, 0, 1, 1, 0, 0
     if entry is not None:
         block = tl.load(piece_block + table * pieces + piece)
         if block >= key_blocks:
-            # There are fewer pieces than there is room for.
+            # Behind the last piece.
             return
         begin, end, cuts = row_of(start + table * (key_blocks + 1), block, share)
-        number = (piece - tl.load(first_piece + table * key_blocks + block)).to(tl.int32)
+        part = begin // share
+        number = (piece - block).to(tl.int32) - part
+        if (number < 0) | (number >= cuts):
+            # No block has a piece of that number.
+            return
         size = tl.cdiv(end - begin, cuts)
         begin += number * size
         end = tl.minimum(begin + size, end)
@@ -215,10 +217,10 @@ def blocks_key_gradient(
         sum_v = tl.where((seen >= 0)[:, None], sum_v, 0.0)
     if entry is not None:  # noqa: SIM102 (settled when the kernel is compiled)
         if cuts > 1:
-            part = (item * heads + head) * parts + tl.load(first_part + table * key_blocks + block) + number
+            target = (item * heads + head) * parts + part + number
             held = tl.where(slot < key_slots, slot, -1).to(tl.int64)
-            put_rows(part_k + part * key_slots * WIDTH, held, WIDTH, 1, sum_k, WIDTH, BLOCK_D, True)
-            put_rows(part_v + part * key_slots * VALUE_WIDTH, held, VALUE_WIDTH, 1, sum_v, VALUE_WIDTH, BLOCK_V, True)
+            put_rows(part_k + target * key_slots * WIDTH, held, WIDTH, 1, sum_k, WIDTH, BLOCK_D, True)
+            put_rows(part_v + target * key_slots * VALUE_WIDTH, held, VALUE_WIDTH, 1, sum_v, VALUE_WIDTH, BLOCK_V, True)
             return
     put_rows(grad_k + item * grad_k_b + head * grad_k_h, key, grad_k_n, grad_k_d, sum_k, WIDTH, BLOCK_D, GAPS)
     put_rows(grad_v + item * grad_v_b + head * grad_v_h, key, grad_v_n, grad_v_d, sum_v, VALUE_WIDTH, BLOCK_V, GAPS)
@@ -232,7 +234,6 @@ def blocks_key_parts(
     part_v,
     key_token,
     start,
-    first_part,
     grad_k_b,
     grad_k_h,
     grad_k_n,
@@ -259,13 +260,13 @@ def blocks_key_parts(
     """Adds up the sums of the pieces of a block of keys, in their order; blocks in one piece have their gradients."""
     tile, block, item, head = placed(tl.cdiv(key_slots, BLOCK_N), key_blocks, heads)
     table = item * table_b + head * table_h
-    _, _, cuts = row_of(start + table * (key_blocks + 1), block, share)
+    begin, _, cuts = row_of(start + table * (key_blocks + 1), block, share)
     if cuts == 1:
         return
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     held = tl.where(slot < key_slots, slot, -1).to(tl.int64)
     key = tokens_of(key_token + item * key_token_b + head * key_token_h, block, slot, key_slots, True)
-    part = (item * heads + head) * parts + tl.load(first_part + table * key_blocks + block)
+    part = (item * heads + head) * parts + begin // share
     sum_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     sum_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     for number in range(cuts):

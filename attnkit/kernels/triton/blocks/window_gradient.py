@@ -5,7 +5,7 @@ read it twice and make the weights twice.
 """
 
 # Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.token_sets import SetTables
-from attnkit.kernels.triton.blocks.launches import precision
 from attnkit.kernels.triton.devices import device_class as device_class_of
-from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.launch import Launch, precision
 from attnkit.kernels.triton.token_sets import configs
 from attnkit.kernels.triton.token_sets.bias_gradient import token_sets_bias_gradient
 from attnkit.kernels.triton.token_sets.configs import Config, Direction, padded_dim

@@ -38,6 +38,11 @@ def test_as_the_other_kernels_of_the_operator(name):
     block_cases.check_operator(block_cases.OPERATORS[name], PAIR, "cpu")
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_autocast():
+    block_cases.check_autocast(PAIR, "cpu")
+
+
 def test_chosen_by_name_only():
     layout = Blocks.windows(Grid(4, 4), 2)
     with recording() as choices:
