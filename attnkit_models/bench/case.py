@@ -21,14 +21,16 @@ class Target:
         measure: `"forward"` or `"training"` for time, `"memory forward"` or `"memory training"`, each the other's
             number divided by attnkit's; or `"efficiency forward"`, `"efficiency training"`: density times that ratio.
         against: name of the contender.
-        at_least: the ratio.
+        at_least: the ratio; 0 for one that is reported only.
         case: name of another case whose attnkit number is the other's; `against` is then attnkit itself.
+        aim: a higher ratio to strive for, 0 for none.
     """
 
     measure: str
     against: str
     at_least: float
     case: str = ""
+    aim: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Case:
         seconds: time to spend on measuring, over all contenders.
         title: the row in words.
         bound: what holds attnkit back there, in words; shown where a target is missed.
+        device: the kind of device that its targets are for, `"cpu"` or `"cuda"`; a batch of `"cuda"` is a GPU's as it
+            stands.
+        small: sizes in place of its own in a quick run on the CPU, for a case that only a GPU has room and time for.
     """
 
     name: str
@@ -52,6 +57,8 @@ class Case:
     seconds: float = 10.0
     title: str = ""
     bound: str = ""
+    device: str = "cpu"
+    small: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,15 +69,17 @@ class Setting:
         device: `"cpu"` or `"cuda"`.
         dtype: of inputs and weights.
         seed: of inputs and weights.
+        images: how many images a GPU gets for each that a CPU gets.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    images: int = 8
 
     def batch(self, given: int) -> int:
         """A GPU is only busy with more images at a time."""
-        return given if self.device.type == "cpu" else 8 * given
+        return given if self.device.type == "cpu" else self.images * given
 
 
 Check = Callable[["Contender"], Mapping[str, float]]

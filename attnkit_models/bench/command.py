@@ -1,22 +1,26 @@
 """What `attnkit bench` accepts; nothing heavy is imported before it runs."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnkit.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from attnkit_models.bench.case import Case
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
 
 
 def bench(
-    what: Annotated[str | None, typer.Argument(metavar="[headline|sweeps|models|all]")] = None,
+    what: Annotated[str | None, typer.Argument(metavar="[headline|sweeps|models|gpu|all]")] = None,
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these cases, such as 'regions/*'.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few rounds: does it run? Kept apart from results.")] = False,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute.")] = "cpu",
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where to compute; cuda for gpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (on the CPU), bfloat16 (on GPUs), float16.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads (default: as many as PyTorch takes).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("benchmarks/results"),
@@ -26,38 +30,81 @@ def bench(
     tune: Annotated[bool, typer.Option("--tune", help="Time Triton's configurations, keep the fastest.")] = False,
 ) -> None:
     """Measure attnkit beside dense attention, the papers' own formulations and other libraries."""
+    given = {
+        what or "": what is not None,
+        "--only": only is not None,
+        "--quick": quick,
+        "--device": device is not None,
+        "--dtype": dtype is not None,
+        "--threads": threads is not None,
+        "--out": out != Path("benchmarks/results"),
+        "--resume": resume,
+        "--list": list_,
+        "--report": report,
+        "--tune": tune,
+    }
     if tune:
-        _tune(what, only, list_)
+        _nothing_else(given, "--tune", "--only and --list", "attnkit bench --tune --only 'forward/*'")
+        _tune(only, list_)
         return
-    from attnkit_models.bench.kinds import chosen
+    if report:
+        _nothing_else(given, "--report", "--out", "attnkit bench --report --out runs/bench")
+        _print_reports(out)
+        return
+    for name, one, known in (("--device", device, DEVICES), ("--dtype", dtype, DTYPES)):
+        if one is not None and one not in known:
+            raise ConfigError(f"{name} {one!r} is not known{did_you_mean(one, known)} (known: {', '.join(known)})")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ConfigError(f"--threads {threads} must be between 1 and 1024")
+    from attnkit_models.bench.kinds import ON_GPU, chosen
 
-    runs = chosen(what, only)
+    where = device or ("cuda" if what == ON_GPU else "cpu")
+    runs = chosen(what, only, gpu=where == "cuda" or list_)
     if list_:
         for cases in runs.values():
             for case in cases:
-                typer.echo(f"{case.name:28} {case.title}")
+                typer.echo(f"{case.name:40} {case.title}")
         return
-    if report:
-        _print_reports(out)
-        return
-    for name, given, known in (("--device", device, DEVICES), ("--dtype", dtype or DTYPES[0], DTYPES)):
-        if given not in known:
-            raise ConfigError(f"{name} {given!r} is not known{did_you_mean(given, known)} (known: {', '.join(known)})")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise ConfigError(f"--threads {threads} must be between 1 and 1024")
+    _measure(runs, where, dtype, threads, out, quick=quick, kept=resume or only is not None, resume=resume)
+
+
+def _nothing_else(given: Mapping[str, bool], flag: str, takes: str, example: str) -> None:
+    """Refuses what a flag would leave unread."""
+    allowed = {flag, *takes.split(" and ")}
+    unread = [name for name, there in given.items() if there and name not in allowed]
+    if unread:
+        raise ConfigError(f"{flag} takes {takes} only, such as `{example}`, so {', '.join(unread)} would do nothing")
+
+
+def _measure(
+    runs: Mapping[str, Sequence["Case"]],
+    device: str,
+    dtype: str | None,
+    threads: int | None,
+    out: Path,
+    *,
+    quick: bool,
+    kept: bool,
+    resume: bool,
+) -> None:
     import torch
 
     from attnkit_models.bench import machine, results, run
+    from attnkit_models.bench.kinds import ON_GPU
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that PyTorch can use; `attnkit doctor` tells what it finds")
+        instead = "; with --quick --device cpu its cases run at small sizes on the CPU" if ON_GPU in runs else ""
+        raise ConfigError(
+            f"--device cuda needs a GPU that PyTorch can use; `attnkit doctor` tells what it finds{instead}"
+        )
+    if ON_GPU in runs and device == "cpu" and not quick:
+        raise ConfigError("the cases of gpu are too large for a CPU; --quick runs them there at small sizes")
     if threads is not None:
         torch.set_num_threads(threads)
     number = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
     setting = run.Setting(torch.device(device), number)
     about = machine.machine(setting)
     paths = {kind: out / machine.file_name(about, kind + "-quick" * quick) for kind in runs}
-    kept = resume or only is not None
     # Files of all kinds are read first: what does not fit is told before anything is measured.
     found = {
         kind: results.continued(path, about) if kept and path.exists() else results.empty(kind, about)
@@ -73,11 +120,9 @@ def bench(
         typer.echo(f"wrote {os.path.relpath(path)}")
 
 
-def _tune(what: str | None, only: str | None, listed: bool) -> None:
+def _tune(only: str | None, listed: bool) -> None:
     from attnkit_models.bench import tuning
 
-    if what is not None:
-        raise ConfigError(f"--tune measures no {what}; choose kernels with --only, such as 'forward/*'")
     if listed:
         for kernel in tuning.kernels(only):
             typer.echo(kernel.name)
@@ -94,10 +139,9 @@ def _print_reports(folder: Path) -> None:
     for path in found:
         one = results.read(path)
         typer.echo(f"{path.name}\n{report.about(one)}\n")
-        if one["kind"] == "headline":
-            typer.echo(report.targets_table(one) + "\n")
-            if limits := roofline.table(one):
-                typer.echo(limits + "\n")
+        for table in (report.targets_table(one), roofline.table(one)):
+            if table:
+                typer.echo(table + "\n")
         for record in one["cases"]:
-            table = report.models_table(record) if one["kind"] == "models" else report.case_table(record)
+            table = report.models_table(record) if record["problem"] == "models" else report.case_table(record)
             typer.echo(f"{record['name']}\n\n{table}\n")

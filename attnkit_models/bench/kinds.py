@@ -6,6 +6,7 @@ import fnmatch
 
 from attnkit.errors import ConfigError, did_you_mean
 from attnkit_models.bench.case import Case
+from attnkit_models.bench.gpu import GPU
 from attnkit_models.bench.headline import HEADLINE
 from attnkit_models.bench.sweeps import MODELS, SWEEPS
 
@@ -13,15 +14,19 @@ KINDS: dict[str, tuple[Case, ...]] = {
     "headline": HEADLINE,
     "sweeps": tuple(case for sweep in SWEEPS for case in sweep.cases),
     "models": MODELS,
+    "gpu": GPU,
 }
+# The kind of run whose cases only a GPU has room and time for.
+ON_GPU = "gpu"
 
 
-def chosen(what: str | None, only: str | None) -> dict[str, list[Case]]:
+def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str, list[Case]]:
     """The cases to run, by kind.
 
     Args:
         what: a kind, `"all"`, or None for the headline, or with `only` for all.
         only: shell-style pattern of case names; without special characters also the first part of names.
+        gpu: whether `"all"` has the GPU's cases too.
 
     Raises:
         ConfigError: for names of nothing, naming the nearest.
@@ -29,18 +34,26 @@ def chosen(what: str | None, only: str | None) -> dict[str, list[Case]]:
     if what not in (None, "all", *KINDS):
         near = did_you_mean(what, ["all", *KINDS])
         raise ConfigError(f"cannot run {what!r}{near} (known: all, {', '.join(KINDS)})")
-    kinds = list(KINDS) if what == "all" or (what is None and only) else [what or "headline"]
+    every = [kind for kind in KINDS if gpu or kind != ON_GPU]
+    kinds = every if what == "all" or (what is None and only) else [what or "headline"]
     if only is None:
         return {kind: list(KINDS[kind]) for kind in kinds}
     patterns = (only, f"{only}/*")
-    found = {
-        kind: [case for case in KINDS[kind] if any(fnmatch.fnmatchcase(case.name, one) for one in patterns)]
-        for kind in kinds
+    everywhere = {
+        kind: [case for case in cases if any(fnmatch.fnmatchcase(case.name, one) for one in patterns)]
+        for kind, cases in KINDS.items()
     }
+    found = {kind: everywhere[kind] for kind in kinds}
     if not any(found.values()):
+        for kind, cases in everywhere.items():
+            if cases:
+                raise ConfigError(
+                    f"{only!r} names no case of {' or '.join(kinds)} but {len(cases)} of {kind}: "
+                    f"`attnkit bench {kind} --only {only!r}` runs {'it' if len(cases) == 1 else 'them'}"
+                )
         names = [case.name for kind in kinds for case in KINDS[kind]]
         raise ConfigError(
             f"no case is named {only!r}{did_you_mean(only, [*names, *{name.partition('/')[0] for name in names}])} "
-            f"(`attnkit bench all --list` prints all {sum(map(len, KINDS.values()))})"
+            f"(`attnkit bench {kinds[0] if len(kinds) == 1 else 'all'} --list` prints all {len(names)})"
         )
     return {kind: cases for kind, cases in found.items() if cases}

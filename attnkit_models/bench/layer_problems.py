@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,9 +13,16 @@ import attnkit
 from attnkit.kernels import AttendCall, AttendResult, Backend
 from attnkit.kernels.dispatch import recording
 from attnkit.mixes import GroupLike
+from attnkit.primitives import HeadInputs
 from attnkit_models.bench.case import DENSE, OURS, Check, Contender, Problem, Setting
+from attnkit_models.bench.formulations.convolved import convolved, convolved_learned
 from attnkit_models.bench.formulations.haloed import BLOCK, halonet_learned
-from attnkit_models.bench.formulations.learned import LearnedWeights, exact_learned
+from attnkit_models.bench.formulations.learned import (
+    LearnedWeights,
+    exact_learned,
+    exact_windows,
+    keys_and_values,
+)
 from attnkit_models.bench.formulations.masked_scores import (
     dense_layer,
     exact_layer,
@@ -26,6 +34,7 @@ from attnkit_models.bench.formulations.unfolded import sasa_learned
 from attnkit_models.bench.gate import rows_check, sampled_rows
 from attnkit_models.bench.guests import NOTHING, guest_backend
 
+TWO_CONVOLUTIONS, BANDWIDTH = "two convolutions", "adding two maps"
 # Two predictors that round differently choose other keys where scores are close: at most this share of pairs.
 DIFFERENT_KEYS = 0.01
 
@@ -49,11 +58,10 @@ def layer(channels: int, groups: Sequence[GroupLike], setting: Setting) -> attnk
     return mix.to(setting.device, setting.dtype).eval()
 
 
-def learned_query(
-    setting: Setting, *, batch: int, heads: int, side: int, channels: int, kernel: int, queries: int = 2
-) -> Problem:
-    """QnA's layer: learned queries over the window around every token, with both projections."""
-    sizes, grid = (side, side), attnkit.Grid(side, side)
+def _learned_layer(
+    channels: int, heads: int, kernel: int, queries: int, setting: Setting
+) -> tuple[attnkit.HeadMix, tuple[Tensor, ...]]:
+    """QnA's layer and its weights, in the order of `LearnedWeights.of`."""
     mix = layer(channels, [attnkit.LearnedQuery(heads, kernel, queries=queries)], setting)
     named = dict(mix.named_parameters())
     names = ("query", "key", "relative_bias", "gain")
@@ -61,6 +69,55 @@ def learned_query(
         *(named[f"groups.0.{name}"] for name in names),
         *(named[f"{one}.{what}"] for one in ("qkv", "proj") for what in ("weight", "bias")),
     )
+    return mix, parts
+
+
+def learned_heads(
+    setting: Setting, *, batch: int, heads: int, side: int, channels: int, kernel: int, queries: int = 2
+) -> Problem:
+    """Learned queries without the layer's projections: from its input, for the scores, and from values.
+
+    Whoever computes this reads two maps and writes one, which takes at least as long as adding two maps.
+    """
+    sizes, grid = (side, side), attnkit.Grid(side, side)
+    mix, parts = _learned_layer(channels, heads, kernel, queries, setting)
+    weights, group = LearnedWeights.of(parts), mix.groups[0]
+    x = layer_input(batch, side, channels, setting)
+    rows = layer_input(batch, side, channels, replace(setting, seed=setting.seed + 1))
+    leaves = (x, rows, *parts[:4])
+
+    def values(one: Tensor) -> Tensor:
+        return one.unflatten(2, (heads, -1)).transpose(1, 2)
+
+    def exact(wide: Sequence[Tensor], tokens: Tensor) -> Tensor:
+        own = LearnedWeights.of((*wide[2:], *(one.detach().double() for one in parts[4:])))
+        return exact_windows(keys_and_values(wide[0], own)[0], values(wide[1]), own, sizes, kernel, tokens)
+
+    check = rows_check(exact)
+    contenders = {
+        OURS: Contender(lambda: group(HeadInputs(x, None, None, values(rows), grid)).out, leaves, check),
+        TWO_CONVOLUTIONS: Contender(
+            lambda: convolved(keys_and_values(x, weights)[0], values(rows), weights, sizes), leaves, check
+        ),
+        BANDWIDTH: Contender(lambda: torch.add(x, rows), leaves, same=False, trains=False),
+    }
+    return Problem(contenders, None, {"tokens": side**2, "batch": x.shape[0], "heads": heads, "kernel": kernel})
+
+
+def learned_query(
+    setting: Setting,
+    *,
+    batch: int,
+    heads: int,
+    side: int,
+    channels: int,
+    kernel: int,
+    queries: int = 2,
+    convolutions: bool = False,
+) -> Problem:
+    """QnA's layer: learned queries over the window around every token, with both projections."""
+    sizes, grid = (side, side), attnkit.Grid(side, side)
+    mix, parts = _learned_layer(channels, heads, kernel, queries, setting)
     x = layer_input(batch, side, channels, setting)
     leaves, weights = (x, *parts), LearnedWeights.of(parts)
 
@@ -72,6 +129,8 @@ def learned_query(
         OURS: Contender(lambda: mix(x, grid), leaves, check),
         "SASA unfold": Contender(lambda: sasa_learned(x, weights, sizes, kernel), leaves, check),
     }
+    if convolutions:
+        contenders[TWO_CONVOLUTIONS] = Contender(lambda: convolved_learned(x, weights, sizes), leaves, check)
     if side % BLOCK == 0:
         contenders["HaloNet"] = Contender(lambda: halonet_learned(x, weights, sizes, kernel), leaves, check)
     return Problem(contenders, None, {"tokens": side**2, "batch": x.shape[0], "heads": heads, "kernel": kernel})

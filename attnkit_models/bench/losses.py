@@ -28,7 +28,7 @@ def pairs(record: Record, kind: str) -> Iterator[tuple[str, str]]:
     A recipe is held to timm's models, to the dense ViT, and to itself on its authors' formulation.
     """
     names = sorted(record["contenders"])
-    if kind != "models":
+    if kind != "models" and record["problem"] != "models":
         yield from ((OURS, name) for name in names if name not in (OURS, FLOOR))
         return
     for ours in own(record, kind):
@@ -39,7 +39,7 @@ def pairs(record: Record, kind: str) -> Iterator[tuple[str, str]]:
 
 def own(record: Record, kind: str) -> list[str]:
     """The contenders that are attnkit's."""
-    if kind != "models":
+    if kind != "models" and record["problem"] != "models":
         return [OURS]
     return [name for name in record["contenders"] if not name.startswith(TIMM) and GUEST not in name]
 

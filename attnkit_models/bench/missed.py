@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnkit_models.bench.case import OURS, Case
-from attnkit_models.bench.kinds import KINDS
 from attnkit_models.bench.losses import FLOOR
 from attnkit_models.bench.profiled import FUSED, PARTS
 from attnkit_models.bench.report import (
@@ -17,9 +16,11 @@ from attnkit_models.bench.report import (
     markdown,
     milliseconds,
     number,
+    promising,
     ratio,
     reached,
 )
+from attnkit_models.bench.results import threads
 
 PASSES = ("forward", "training")
 
@@ -28,9 +29,10 @@ def missed(results: Record) -> list[str]:
     """Names of the cases that miss a target, or whose numbers are wrong."""
     cases = by_name(results)
     verdicts = {
-        case.name: {reached(cases[case.name], ratio(cases, case.name, one), one) for one in case.targets}
-        for case in KINDS["headline"]
-        if case.name in cases
+        case.name: {
+            reached(cases[case.name], ratio(cases, case.name, one), one, threads(results)) for one in case.targets
+        }
+        for case in promising(results)
     }
     return [name for name, found in verdicts.items() if found & {"**missed**", "**wrong**"}]
 
@@ -41,7 +43,7 @@ def reasons(results: Record) -> str:
     if not names:
         return "All targets were reached."
     parts = []
-    for case in KINDS["headline"]:
+    for case in promising(results):
         if case.name in names:
             record = cases[case.name]
             said = " ".join(filter(None, [case.bound, *_facts(case, record)]))

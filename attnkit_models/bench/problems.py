@@ -13,9 +13,11 @@ from attnkit.layouts import Blocks, Layout, Stencil
 from attnkit_models.bench.case import DENSE, OURS, Contender, Problem, Setting
 from attnkit_models.bench.formulations.biformer_gather import biformer_gather
 from attnkit_models.bench.formulations.dense import dense_variants, exact_attention
+from attnkit_models.bench.formulations.flexed import flex_regions
 from attnkit_models.bench.formulations.gathered_windows import gathered_windows
 from attnkit_models.bench.formulations.haloed import BLOCK, halonet
-from attnkit_models.bench.formulations.peers import flex_regions, natten_windows, xformers_windows
+from attnkit_models.bench.formulations.peers import natten_windows, xformers_windows
+from attnkit_models.bench.formulations.shifted_windows import joined, shifted_windows
 from attnkit_models.bench.formulations.unfolded import sasa
 from attnkit_models.bench.gate import rows_check
 
@@ -108,6 +110,22 @@ def windows(setting: Setting, *, batch: int, heads: int, side: int, width: int, 
         "gather + SDPA": Contender(lambda: gathered_windows(*leaves, permutation, window), leaves),
         "xformers": xformers_windows(leaves, permutation, window),
     }
+    return _problem(leaves, layout, visible, others, {"window": window})
+
+
+def shifted(setting: Setting, *, batch: int, heads: int, side: int, width: int, window: int, shift: int) -> Problem:
+    """Windows of window x window tokens of a square map, moved by `shift` tokens; those at the edges are smaller."""
+    sizes = (side, side)
+    leaves = projected(batch, heads, side**2, width, setting)
+    layout = Blocks.windows(attnkit.Grid(*sizes), window, shift=shift, device=setting.device)
+    place = (torch.arange(side, device=setting.device) - shift).div(window, rounding_mode="floor") + 1
+    number = (place[:, None] * (side // window + 2) + place).flatten()
+    seen = joined(sizes, window, shift, setting.device)
+
+    def visible(rows: Tensor) -> Tensor:
+        return (number[rows][:, None] == number)[None, None]
+
+    others = {"gather + SDPA": Contender(lambda: shifted_windows(*leaves, sizes, window, shift, seen), leaves)}
     return _problem(leaves, layout, visible, others, {"window": window})
 
 

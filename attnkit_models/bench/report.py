@@ -9,6 +9,7 @@ from typing import Any
 
 from attnkit_models.bench.case import DENSE, OURS, Case, Target
 from attnkit_models.bench.kinds import KINDS
+from attnkit_models.bench.results import busy, threads
 from attnkit_models.bench.sweeps import Sweep
 
 Record = dict[str, Any]
@@ -61,32 +62,47 @@ def by_name(results: Record) -> dict[str, Record]:
     return {one["name"]: one for one in results["cases"]}
 
 
+def promising(results: Record) -> list[Case]:
+    """The cases at hand with targets for the kind of device that they were measured on."""
+    there, device = by_name(results), results["machine"].get("device", "cpu").partition(":")[0]
+    return [
+        case for case in KINDS.get(results["kind"], ()) if case.name in there and case.targets and case.device == device
+    ]
+
+
 def targets_table(results: Record) -> str:
-    """Every target of the cases at hand: the ratio found, and whether it was reached."""
+    """Every target of the cases at hand: the ratio found, and whether it was reached; empty where there are none."""
     cases = by_name(results)
     rows = []
-    for case in KINDS["headline"]:
-        for target in case.targets if case.name in cases else ():
+    for case in promising(results):
+        for target in case.targets:
             found = ratio(cases, case.name, target)
             against = target.case or target.against
-            verdict = reached(cases[case.name], found, target)
+            verdict = reached(cases[case.name], found, target, threads(results))
             shown = "" if found is None else f"{found:.2f}"
+            wanted = [f"{target.at_least:g}"] * bool(target.at_least) + [f"(aim {target.aim:g})"] * bool(target.aim)
             rows.append(
                 [
                     case.title if target is case.targets[0] else "",
                     against,
                     WHAT[target.measure],
-                    f"{target.at_least:g}",
+                    " ".join(wanted),
                     shown,
                     verdict,
                 ]
             )
     head = ["case", "against", "measure", "target", "found", "reached"]
-    return markdown(head, rows, left=3)
+    return markdown(head, rows, left=3) if rows else ""
 
 
-def reached(record: Record, found: float | None, target: Target) -> str:
-    """The verdict on a target: `"yes"`, or why not."""
+def reached(record: Record, found: float | None, target: Target, threads: int) -> str:
+    """The verdict on a target: `"yes"`, or why not. Bytes are the same on a busy machine, times are not."""
+    if found is not None and record.get("quick"):
+        return "not judged: a quick run"
+    if found is not None and busy(record, threads) and not target.measure.startswith("memory"):
+        return f"not judged: the machine was busy (load {record['load']})"
+    if found is not None and not target.at_least:
+        return "reported"
     if found is not None:
         return "yes" if found >= target.at_least else "**missed**"
     ours = record["contenders"].get(OURS, {})
@@ -114,7 +130,8 @@ def case_table(record: Record) -> str:
 
 def cells(record: Record, name: str) -> list[str]:
     """Two times and two peaks of a contender."""
-    times = [milliseconds(number(record, name, what)) for what in ("forward", "training")]
+    failed = {what: f"failed {what}" in record["contenders"][name] for what in ("forward", "training")}
+    times = ["failed" if failed[what] else milliseconds(number(record, name, what)) for what in failed]
     return times + [megabytes(number(record, name, f"memory {what}")) for what in ("forward", "training")]
 
 
@@ -174,8 +191,8 @@ def peers_missing(records: Iterable[Record]) -> str:
     found: dict[str, str] = {}
     for record in records:
         for name, one in record["contenders"].items():
-            if "why_not" in one:
-                found.setdefault(name, one["why_not"])
+            for why in [text for what, text in one.items() if what == "why_not" or what.startswith("failed")]:
+                found.setdefault(name, why)
     return "\n".join(f"- {name}: {why}" for name, why in sorted(found.items()))
 
 

@@ -92,6 +92,16 @@ def write(path: Path, results: Results) -> None:
     part.replace(path)
 
 
+def threads(results: Results) -> int:
+    """Threads that results were measured with."""
+    return int(results["machine"]["threads"])
+
+
+def busy(record: dict[str, Any], threads: int) -> bool:
+    """Whether a machine did other work before a case: the benchmark itself is a load of its threads at most."""
+    return (record["load"] or 0.0) > 0.5 + threads
+
+
 def merged(results: Results, record: dict[str, Any]) -> Results:
     """Results with a case added at the end, or replaced where it was."""
     cases = {one["name"]: one for one in results["cases"]}

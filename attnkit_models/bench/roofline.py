@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attnkit_models.bench.case import OURS, Case, Setting
+from attnkit_models.bench.gpu import GPU
 from attnkit_models.bench.headline import HEADLINE
 from attnkit_models.bench.report import markdown, milliseconds, number, percent
 
@@ -144,7 +145,7 @@ def table(results: Record) -> str:
         return ""
     found = {one["name"]: one for one in results["cases"]}
     rows = []
-    for case in routed(HEADLINE):
+    for case in routed((*HEADLINE, *GPU)):
         record = found.get(case.name)
         for what in PASSES if record is not None and "batch" in record["facts"] else ():
             assert record is not None

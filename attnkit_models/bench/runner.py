@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +25,11 @@ from attnkit_models.bench.timing import interleaved
 PROBLEMS = {
     "regions": "attnkit_models.bench.problems:regions",
     "windows": "attnkit_models.bench.problems:windows",
+    "shifted": "attnkit_models.bench.problems:shifted",
     "stencil": "attnkit_models.bench.problems:stencil",
     "mix": "attnkit_models.bench.mix_problems:mix",
     "learned_query": "attnkit_models.bench.layer_problems:learned_query",
+    "learned_heads": "attnkit_models.bench.layer_problems:learned_heads",
     "predicted_keys": "attnkit_models.bench.layer_problems:predicted_keys",
     "recipe_step": "attnkit_models.bench.model_problems:recipe_step",
     "models": "attnkit_models.bench.model_problems:models",
@@ -43,6 +47,11 @@ Record = dict[str, Any]
 
 def make(case: Case, setting: Setting) -> Problem:
     """Makes a case ready."""
+    if "torch._dynamo" in sys.modules:
+        # A function is compiled for a few shapes only, and beyond them runs as it is.
+        torch.compiler.reset()
+    if case.device == "cuda":
+        setting = replace(setting, images=1)
     return load(PROBLEMS[case.problem])(setting, **case.sizes)
 
 
@@ -103,7 +112,7 @@ def time_again(case: Case, setting: Setting, record: Record, share: float = 1.0)
     problem = make(case, setting)
     for what, grad in PASSES:
         sound = {name: one for name, one in problem.contenders.items() if what in contenders.get(name, {})}
-        found = {name: {f"memory {what}": 0} for name in sound}
+        found: dict[str, Record] = {name: {} for name in sound}
         _time(sound, found, what, share * case.seconds / 2, setting, {}, grad=grad)
         for name, fresh in found.items():
             if what in fresh:
@@ -144,8 +153,9 @@ def _checked(one: Contender, setting: Setting) -> Record:
         return {"passed": True, "errors": {}}
     try:
         errors = dict(one.check(one))
-    except (RuntimeError, MemoryError) as error:
-        return {"why_not": _short(error)}
+    except Exception as error:
+        # Compilers and libraries have errors of their own.
+        return {"why_not": short(error)}
     dtype = torch.float64 if one.wide else setting.dtype
     rounded = {name: float(f"{error:.2e}") for name, error in errors.items()}
     return {"passed": passes(errors, dtype), "errors": _plain(rounded)}
@@ -171,11 +181,16 @@ def _memory(one: Contender, setting: Setting, *, backends: bool) -> tuple[Record
             took[what] = time.perf_counter() - began
             return out
 
-        found[f"memory {what}"] = _attempt(lambda: peak_memory(timed, setting.device))
+        try:
+            found[f"memory {what}"] = peak_memory(timed, setting.device)
+        except Exception as error:
+            found[f"failed {what}"] = short(error)
+            if setting.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     with _grad(False):
         count("forward", one.forward)
-        if backends:
+        if backends and "memory forward" in found:
             with recording() as choices:
                 one.forward()
             found["backends"] = sorted({choice.backend for choice in choices})
@@ -185,8 +200,8 @@ def _memory(one: Contender, setting: Setting, *, backends: bool) -> tuple[Record
         count("training", training_step(one))
     if one.times > 1:
         # On a share of the queries memory says nothing about all of them.
-        found = {"times": one.times}
-    return {name: value for name, value in found.items() if value is not None}, took
+        found = {name: value for name, value in found.items() if name.startswith("failed")} | {"times": one.times}
+    return found, took
 
 
 def _profile(one: Contender, record: Record, setting: Setting) -> Record:
@@ -214,9 +229,7 @@ def _time(
     """Times all contenders in turns and writes what was found into their records."""
     runs: dict[str, Callable[[], object]] = {}
     for name, one in sound.items():
-        if grad and not one.trains:
-            continue
-        if grad and f"memory {what}" not in found[name] and one.times == 1:
+        if (grad and not one.trains) or f"failed {what}" in found[name]:
             continue
         call, variant, took = _fastest(one, setting, known.get(name, 0.0), grad=grad)
         if call is not None:
@@ -225,8 +238,10 @@ def _time(
                 found[name].setdefault("variant", {})[what] = variant
     with _grad(grad):
         times = interleaved(runs, seconds, setting.device, known=known)
+    # Of many rounds one is faster than of few, by chance alone.
+    fewest = min((len(one.samples) for one in times.values()), default=1)
     for name, one in times.items():
-        found[name][what] = one.record(sound[name].times)
+        found[name][what] = one.record(sound[name].times, fewest)
 
 
 def _fastest(
@@ -266,11 +281,12 @@ def _attempt(call: Callable[[], Any]) -> Any:
     """What the call returns, or None where there is no kernel or no memory for it."""
     try:
         return call()
-    except (RuntimeError, MemoryError, NotImplementedError):
+    except Exception:
         return None
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error's class and first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 

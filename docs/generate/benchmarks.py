@@ -34,7 +34,7 @@ PROFILED = (
     "backward pass an operator belongs where the one whose gradient it computes does."
 )
 ROOFLINE = "What the GPU [allows at best](kernels.md#what-a-gpu-allows), by what a call needs, and what was measured:"
-TITLES = {"headline": "The headline", "sweeps": "Sweeps", "models": "Whole models"}
+TITLES = {"headline": "The headline", "sweeps": "Sweeps", "models": "Whole models", "gpu": "On a GPU"}
 ALT = {
     "density": "Times as fast as dense attention, against density",
     "tokens": "Time and peak memory of a training pass, against tokens",
@@ -76,14 +76,17 @@ def device(one: dict[str, Any]) -> str:
 
 def headline(stem: str, one: dict[str, Any]) -> Iterator[str]:
     """Targets, then the numbers behind them."""
-    yield report.targets_table(one)
+    targets = report.targets_table(one)
+    yield targets or "Targets are for another kind of device."
     limits = roofline.table(one)
     if limits:
         yield f"{ROOFLINE}\n\n{limits}"
     for record in one["cases"]:
         density = "" if record["density"] is None else f" Density {report.percent(record['density'])}."
         yield f"**{record['title']}.**{density}{scaled(record)}"
-        yield report.case_table(record)
+        yield report.models_table(record) if record["problem"] == "models" else report.case_table(record)
+    if not targets:
+        return
     yield f"#### {WHY}: {device(one)}"
     yield PROFILED + "\n\n" + report.markdown(["part", "what it is"], [[f"*{a}*", b] for a, b in PARTS.items()], left=2)
     yield missed.reasons(one)
@@ -131,7 +134,7 @@ def models(stem: str, one: dict[str, Any]) -> Iterator[str]:
         yield report.models_table(record)
 
 
-SECTIONS = {"headline": headline, "sweeps": sweeps, "models": models}
+SECTIONS = {"headline": headline, "sweeps": sweeps, "models": models, "gpu": headline}
 
 
 # What the README says, and the numbers in it: a case and a contender each.

@@ -87,8 +87,8 @@ def test_timed_at_another_time_the_faster_counts_for_each():
     record = runner.run_case(case, Setting())
     before = copy.deepcopy(record["contenders"])
     # As if attnkit had been disturbed, and the other had not.
-    record["contenders"][OURS]["forward"]["min"] *= 1e3
-    record["contenders"][GATHER]["forward"]["min"] /= 1e3
+    record["contenders"][OURS]["forward"]["min"] *= 200
+    record["contenders"][GATHER]["forward"]["min"] /= 200
     fast = record["contenders"][GATHER]["forward"]["min"]
     assert runner.time_again(case, Setting(), record)["visits"] == 2
     ours, theirs = record["contenders"][OURS], record["contenders"][GATHER]
@@ -117,6 +117,25 @@ def test_what_fails_while_it_is_checked_is_told(monkeypatch):
     monkeypatch.setattr(runner, "make", lambda case, setting: problem)
     record = runner.run_case(small_case("windows"), Setting())
     assert record["contenders"]["gather + SDPA"] == {"why_not": "RuntimeError: no kernel here"}
+
+
+def test_a_pass_that_fails_after_the_gate_is_told_and_others_are_timed(monkeypatch):
+    class CompilationError(Exception):
+        """As Triton's, which is no RuntimeError."""
+
+    def fail():
+        raise CompilationError("out of resource: shared memory\nand more")
+
+    problem = make_small("windows", torch.float32)
+    problem.contenders["gather + SDPA"] = replace(problem.contenders["gather + SDPA"], step=fail)
+    monkeypatch.setattr(runner, "make", lambda case, setting: problem)
+    record = runner.run_case(small_case("windows"), Setting())
+    failed = record["contenders"]["gather + SDPA"]
+    assert failed["failed training"] == "CompilationError: out of resource: shared memory"
+    assert "training" not in failed and failed["forward"]["min"] > 0
+    assert record["contenders"][OURS]["training"]["min"] > 0
+    assert "| failed |" in report.case_table(record)
+    assert "- gather + SDPA: CompilationError" in report.peers_missing([record])
 
 
 def test_other_keys_than_attnkits_are_red(monkeypatch):

@@ -218,6 +218,24 @@ def test_the_command_measures_and_goes_on(tiny, tmp_path, capsys):
     assert "| dense SDPA |" in capsys.readouterr().out
 
 
+def test_what_was_interrupted_is_timed_again_later(tiny, tmp_path, capsys, monkeypatch):
+    """The second visit comes minutes after the first, also where another process has to make it."""
+    command = ["bench", "--quick", "--out", str(tmp_path), "--threads", "1"]
+    monkeypatch.setattr(run, "time_again", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(command) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(kinds, "KINDS", {**kinds.KINDS, "headline": tiny})
+    for where in ("machine", "run"):
+        monkeypatch.setattr(f"attnkit_models.bench.{where}.commit", lambda: "0123456789")
+    (path,) = tmp_path.glob("*.json")
+    assert [one.get("visits") for one in results.read(path)["cases"]] == [None, None]
+    assert main([*command, "--resume"]) == 0
+    assert capsys.readouterr().out.count("once more:") == 2
+    assert [one.get("visits") for one in results.read(path)["cases"]] == [2, 2]
+    assert main([*command, "--resume"]) == 0
+    assert "once more:" not in capsys.readouterr().out
+
+
 def test_the_command_lists(capsys):
     assert main(["bench", "all", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == sum(map(len, kinds.KINDS.values()))
@@ -232,6 +250,13 @@ def test_the_command_lists(capsys):
         (["--dtype", "float31"], "did you mean 'float32'"),
         (["--threads", "0"], "--threads 0 must be"),
         (["--report", "--out", "nowhere"], "there are no results in nowhere"),
+        (
+            ["sweeps", "--report"],
+            "--report takes --out only, such as `attnkit bench --report --out runs/bench`, so sweeps",
+        ),
+        (["--report", "--quick", "--only", "x"], "so --only, --quick would do nothing"),
+        (["--tune", "--report"], "--tune takes --only and --list only"),
+        (["headline", "--only", "topk/*"], "'topk/*' names no case of headline but 7 of sweeps: `attnkit bench sweeps"),
     ],
 )
 def test_mistakes_are_one_sentence(capsys, words, says):
@@ -281,10 +306,11 @@ def test_results_of_another_machine_are_not_added_to(tiny, tmp_path, capsys, wor
     assert results.read(path) == before
 
 
-def test_on_a_gpu_the_whole_takes_under_eight_minutes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", [["headline", "sweeps", "models"], ["gpu"]])
+def test_on_a_gpu_the_whole_takes_under_eight_minutes(tmp_path, monkeypatch, names):
     shares = []
     monkeypatch.setattr(run, "run_case", lambda case, setting, share: shares.append(share) or record(case.name))
-    cases = [case for every in kinds.KINDS.values() for case in every]
+    cases = [case for name in names for case in kinds.KINDS[name]]
     run_all(cases, a_file(), tmp_path / "one.json", Setting(torch.device("cuda")), list)
     spent = sum(share * case.seconds for share, case in zip(shares, cases, strict=True))
     # A quarter is left for what is not timed: gates, memory, warming up.

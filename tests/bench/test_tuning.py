@@ -110,7 +110,13 @@ def test_its_kernels_are_listed(capsys):
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["sweeps"], "--tune measures no sweeps"), (["--only", "region"], "no kernel is named 'region'")],
+    [
+        (
+            ["sweeps"],
+            "--tune takes --only and --list only, such as `attnkit bench --tune --only 'forward/*'`, so sweeps",
+        ),
+        (["--only", "region"], "no kernel is named 'region'"),
+    ],
 )
 def test_mistakes_are_one_sentence(capsys, words, says):
     assert main(["bench", "--tune", *words]) == 2

@@ -59,12 +59,18 @@ def projected_out(out: Tensor, weights: LearnedWeights) -> Tensor:
 
 def exact_learned(x: Tensor, weights: LearnedWeights, sizes: tuple[int, int], kernel: int, rows: Tensor) -> Tensor:
     """The layer at some tokens, from all pairs of tokens: (B, rows, C)."""
-    places = torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in sizes))
+    return projected_out(exact_windows(*keys_and_values(x, weights), weights, sizes, kernel, rows), weights)
+
+
+def exact_windows(
+    k: Tensor, v: Tensor, weights: LearnedWeights, sizes: tuple[int, int], kernel: int, rows: Tensor
+) -> Tensor:
+    """What learned queries see around some tokens: (B, heads, rows, D), summed over the queries of a head."""
+    places = torch.cartesian_prod(*(torch.arange(size, device=k.device) for size in sizes))
     step = places - places[rows][:, None] + kernel // 2
     inside = ((step >= 0) & (step < kernel)).all(-1)
     spot = (step[..., 0] * kernel + step[..., 1]).where(inside, 0)
-    k, v = keys_and_values(x, weights)
     logits = torch.einsum("lhd,bhnd->blhn", weights.unit_query(), k)[..., None, :]
     bias, gain = (weights.per_query(table).flatten(2)[:, :, spot] for table in (weights.bias, weights.gain))
     shares = (logits + bias).masked_fill(~inside, -torch.inf).softmax(-1) * gain
-    return projected_out(torch.einsum("blhin,bhnd->bhid", shares, v), weights)
+    return torch.einsum("blhin,bhnd->bhid", shares, v)

@@ -1,52 +1,13 @@
-"""Other libraries: FlexAttention, NATTEN and xformers, each where it is installed and runs."""
+"""Other libraries: NATTEN and xformers, each where it is installed and runs."""
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from attnkit_models.bench.case import Contender, refused
-
-
-@functools.cache
-def _flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
-
-
-def flex_regions(
-    leaves: tuple[Tensor, Tensor, Tensor], index: Tensor, sizes: tuple[int, int], regions: int
-) -> Contender:
-    """FlexAttention on tokens that are brought into the order of regions, so that whole tiles can be left out."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    q = leaves[0]
-    tokens = q.shape[2] // regions**2
-    if q.device.type == "cpu" and q.shape[2] % 128:
-        return refused(f"FlexAttention's CPU kernel needs tiles of 128 tokens, not {q.shape[2]} tokens")
-    routed = torch.zeros(index.shape[0], regions**2, regions**2, dtype=torch.bool, device=q.device)
-    routed.scatter_(2, index, True)
-
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return routed[batch % routed.shape[0], query // tokens, key // tokens]
-
-    mask = create_block_mask(visible, index.shape[0], None, q.shape[2], q.shape[2], device=q.device.type)
-    cut = {"y": regions, "x": regions, "h": sizes[0] // regions, "w": sizes[1] // regions}
-
-    def forward() -> Tensor:
-        parts = [rearrange(one, "b m (y h x w) d -> b m (y x h w) d", **cut).contiguous() for one in leaves]
-        if q.device.type == "cpu":
-            parts = [one.detach() for one in parts]
-        return rearrange(_flex()(*parts, block_mask=mask), "b m (y x h w) d -> b m (y h x w) d", **cut)
-
-    return Contender(forward, leaves, trains=q.device.type != "cpu")
 
 
 def natten_windows(leaves: tuple[Tensor, Tensor, Tensor], sizes: tuple[int, int], kernel: int) -> Contender:
