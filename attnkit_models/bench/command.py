@@ -125,7 +125,7 @@ def _tune(only: str | None, listed: bool) -> None:
 
     if listed:
         for kernel in tuning.kernels(only):
-            typer.echo(kernel.name)
+            typer.echo(f"{kernel.name:40} {kernel.title}")
     else:
         tuning.tune(only, typer.echo)
 

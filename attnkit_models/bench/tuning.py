@@ -22,8 +22,11 @@ from attnkit.kernels.triton.blocks.configs import Config, Direction
 from attnkit.layouts import Blocks
 from attnkit_models.bench.timing import interleaved
 
-# Tokens along a side of the square regions that stand for each line of the table.
+# Tokens along a side of the square regions that stand for each line of the table, and of windows that leave gaps.
 SIDES = {16: 4, 32: 5, 64: 8, 128: 16}
+RAGGED = {16: 3, 32: 5, 64: 7, 128: 10}
+# Tokens along a side of the map that these windows do not divide, behind a class token.
+RAGGED_MAP, PREFIX = 59, 1
 NUMBERS = ("bfloat16", "float32", "tf32")
 # Below this share of the time before, a neighbour is better; anything above may be chance.
 BETTER = 0.97
@@ -46,6 +49,16 @@ class Kernel:
     def name(self) -> str:
         """`"forward/64/32/bfloat16"`, `"forward/64/32/tf32 and bias"`; what `--only` matches."""
         return f"{self.direction}/{self.tile}/{self.head_dim}/{self.numbers}{' and bias' if self.bias else ''}"
+
+    @property
+    def title(self) -> str:
+        """The same in words, with the shapes that are timed."""
+        result = {"forward": "output", "query_gradient": "gradient of q", "key_gradient": "gradients of k and v"}
+        biased = (", under a bias (of the windows in float32)") * self.bias
+        return (
+            f"{result[self.direction]}, heads of {self.head_dim} in {self.numbers}: routed regions of {self.tokens} "
+            f"tokens, windows of {RAGGED[self.tile] ** 2} with a class token{biased}"
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,8 +165,9 @@ def tune(only: str | None, tell: Callable[[str], object], path: Path = configs.P
     name = devices.device_class(device)
     for kernel in chosen:
         start = kernel.configured(name)
-        with problem(kernel, device, images(kernel)) as run:
-            best = climbed(start, kernel.tile, partial(_times, kernel, name, run, tell))
+        with multiplying(kernel):
+            runs = [make(kernel, device, images(kernel)) for make in SCENES]
+            best = climbed(start, kernel.tile, partial(timed, kernel, device, name, runs, tell))
         if best != start:
             configs.put(name, kernel.spot, best)
         # After each: an interruption loses nothing.
@@ -171,8 +185,18 @@ Run = Callable[[], Sequence[Tensor]]
 
 
 @contextmanager
-def problem(kernel: Kernel, device: torch.device, batch: int) -> Iterator[Run]:
-    """Routed regions, of whose operator or of whose backward pass the kernel is a great part.
+def multiplying(kernel: Kernel) -> Iterator[None]:
+    """Multiplies float32 as a line of the table says."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kernel.numbers == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def routed(kernel: Kernel, device: torch.device, batch: int) -> Run:
+    """Routed regions that fill their tiles, of whose operator or backward pass the kernel is a great part.
 
     Args:
         kernel: what is measured.
@@ -181,65 +205,90 @@ def problem(kernel: Kernel, device: torch.device, batch: int) -> Iterator[Run]:
     """
     side = SIDES[kernel.tile]
     across = 64 // side * side
-    regions, width = across // side, kernel.head_dim
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (batch, across**2, 3, 8, width)
-    made = torch.randn(shape, generator=generator, device=device, dtype=kernel.dtype).permute(2, 0, 3, 1, 4)
-    q, k, v = (one.requires_grad_(kernel.direction != "forward") for one in made)
+    regions, generator = across // side, torch.Generator(device).manual_seed(0)
     drawn = torch.rand(batch, regions**2, regions**2, generator=generator, device=device)
     index = drawn.topk(max(256 // side**2, 4)).indices
     layout = Blocks.from_regions(attnkit.Grid(across, across), regions, index, unique=True)
-    token, slot, bias = layout.order.token, layout.order.slot, None
+    return _run(kernel, layout, kernel.dtype, batch, generator)
+
+
+def windows(kernel: Kernel, device: torch.device, batch: int) -> Run:
+    """Windows that leave gaps in their tiles and at the edges of the map, beside a class token; a bias in float32, as
+    models in half precision have it, gets its gradient too. Arguments as for `routed`."""
+    grid = attnkit.Grid(RAGGED_MAP, RAGGED_MAP, prefix=PREFIX)
+    layout = Blocks.windows(grid, RAGGED[kernel.tile], device=device)
+    return _run(kernel, layout, torch.float32, batch, torch.Generator(device).manual_seed(0))
+
+
+SCENES = (routed, windows)
+
+
+def _run(kernel: Kernel, layout: Blocks, bias_dtype: torch.dtype, batch: int, generator: torch.Generator) -> Run:
+    """The operator, or its backward pass, on q, k and v as a fused projection leaves them."""
+    device, backward, width = generator.device, kernel.direction != "forward", kernel.head_dim
+    shape = (batch, layout.num_queries, 3, 8, width)
+    made = torch.randn(shape, generator=generator, device=device, dtype=kernel.dtype).permute(2, 0, 3, 1, 4)
+    leaves = [one.requires_grad_(backward) for one in made]
+    order, bias = layout.order, None
     if kernel.bias:
-        bias = torch.randn(1, 8, 1, side**2, layout.key_slots, generator=generator, device=device, dtype=kernel.dtype)
-    tables = (token, slot, token, slot, layout.index, None, bias, 0, [False, False], width**-0.5)
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if kernel.numbers == "tf32" else "ieee"
-    try:
-        if kernel.direction == "forward":
-            yield lambda: [BLOCKS.op(q, k, v, *tables)[0]]
-        else:
-            out = BLOCKS.op(q, k, v, *tables)[0]
-            grad = torch.randn_like(out)
-            yield lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        pairs = (1, 8, 1, order.token.shape[3], layout.key_slots)
+        bias = torch.randn(pairs, generator=generator, device=device, dtype=bias_dtype)
+        if layout.index is None:
+            leaves.append(bias.requires_grad_(backward))
+    padded = [order.padded, order.padded]
+    cuts = (order.token, order.slot, order.token, order.slot, layout.index, None)
+    tables = (*cuts, bias, layout.prefix, padded, width**-0.5)
+    if not backward:
+        return lambda: [BLOCKS.op(*leaves[:3], *tables)[0]]
+    out = BLOCKS.op(*leaves[:3], *tables)[0]
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
-def _times(
-    kernel: Kernel, device_class: str, run: Run, tell: Callable[[str], object], some: Sequence[Config]
+def timed(
+    kernel: Kernel,
+    device: torch.device,
+    device_class: str,
+    runs: Sequence[Run],
+    tell: Callable[[str], object],
+    some: Sequence[Config],
 ) -> dict[Config, float]:
-    """Seconds of every configuration that compiles, fits the GPU and computes what the first of them does."""
+    """Seconds of every configuration that compiles, fits the GPU and computes what the first of them does in every run:
+    the geometric mean of the runs, so that each counts alike."""
     before = configs.own(device_class, kernel.spot)
 
-    def runner(config: Config) -> Run:
-        def configured() -> Sequence[Tensor]:
-            configs.put(device_class, kernel.spot, config)
-            return run()
+    def configured(config: Config, run: Run) -> Sequence[Tensor]:
+        configs.put(device_class, kernel.spot, config)
+        return run()
 
-        return configured
-
-    runs: dict[Config, Run] = {}
-    expected: Sequence[Tensor] | None = None
+    sound: list[Config] = []
+    expected: list[Sequence[Tensor]] = []
+    seconds: dict[Config, float] = {}
     try:
         for config in some:
             try:
-                found = runner(config)()
-                torch.cuda.synchronize()
+                found = [configured(config, run) for run in runs]
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
             except Exception as error:
                 # Triton has several classes of errors for what does not fit a GPU, and attnkit_models imports none.
                 tell(f"    {tuple(config)} does not run: {str(error).strip().splitlines()[0]}")
                 continue
-            expected = found if expected is None else expected
-            if all(alike(one, other) for one, other in zip(found, expected, strict=True)):
-                runs[config] = runner(config)
+            expected = expected or found
+            pairs = [pair for one, other in zip(found, expected, strict=True) for pair in zip(one, other, strict=True)]
+            if all(alike(one, other) for one, other in pairs):
+                sound.append(config)
             else:
                 tell(f"    {tuple(config)} is WRONG: it differs from {tuple(some[0])}")
-        device = torch.device("cuda", torch.cuda.current_device())
-        times = interleaved({str(tuple(one)): two for one, two in runs.items()}, SECONDS, device)
+        for run in runs:
+            turns = {str(tuple(config)): partial(configured, config, run) for config in sound}
+            times = interleaved(turns, SECONDS / len(runs), device)
+            for config in sound:
+                fastest = min(times[str(tuple(config))].samples)
+                seconds[config] = seconds.get(config, 1.0) * fastest ** (1 / len(runs))
     finally:
         configs.put(device_class, kernel.spot, before)
-    return {config: min(times[str(tuple(config))].samples) for config in runs}
+    return seconds
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:

@@ -17,7 +17,20 @@ from attnkit.kernels.triton.blocks.configs import (
     tile_of,
 )
 from attnkit.kernels.triton.devices import DEVICE_CLASSES, device_class
-from attnkit_models.bench.tuning import SIDES, alike, climbed, images, kernels, neighbours, problem, tune
+from attnkit_models.bench.tuning import (
+    RAGGED,
+    RAGGED_MAP,
+    SCENES,
+    SIDES,
+    alike,
+    climbed,
+    images,
+    kernels,
+    multiplying,
+    neighbours,
+    timed,
+    tune,
+)
 
 
 def test_every_line_of_the_table_is_a_kernel():
@@ -76,17 +89,58 @@ def test_results_that_differ_are_not_alike():
     assert not alike(one, one * torch.nan)
 
 
-@pytest.mark.parametrize("name", ["forward/16/16/bfloat16 and bias", "key_gradient/32/32/tf32"])
+@pytest.mark.parametrize(
+    "name", ["forward/16/16/bfloat16 and bias", "key_gradient/32/32/tf32", "query_gradient/64/16/bfloat16 and bias"]
+)
 def test_what_is_timed_runs_anywhere(name):
     kernel, before = kernels(name)[0], torch.backends.cuda.matmul.fp32_precision
-    with problem(kernel, torch.device("cpu"), 1) as run:
-        found = run()
-    side = SIDES[kernel.tile]
-    assert len(found) == (1 if kernel.direction == "forward" else 3)
-    for one in found:
+    with multiplying(kernel):
+        regions, ragged = (make(kernel, torch.device("cpu"), 1)() for make in SCENES)
+    side, backward = SIDES[kernel.tile], kernel.direction != "forward"
+    assert len(regions) == (3 if backward else 1)
+    for one in regions:
         assert one.shape == (1, 8, (64 // side * side) ** 2, kernel.head_dim)
+    assert len(ragged) == (3 + kernel.bias if backward else 1)
+    for one in ragged[:3]:
+        # A forward pass of blocks leaves out the prefix.
+        assert one.shape == (1, 8, RAGGED_MAP**2 + backward, kernel.head_dim)
+    for one in (*regions, *ragged[:3]):
         assert one.dtype == kernel.dtype and bool(one.isfinite().all())
+    if backward and kernel.bias:
+        size = RAGGED[kernel.tile] ** 2
+        assert ragged[3].shape == (1, 8, 1, size, 1 + size) and ragged[3].dtype == torch.float32
     assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_windows_leave_gaps_on_the_same_line_of_the_table():
+    for tile, side in RAGGED.items():
+        assert tile_of(side**2) == tile and side**2 < tile and RAGGED_MAP % side
+
+
+def test_a_configuration_is_as_good_as_in_all_its_runs():
+    """One that fails, or that differs, in any run is out; the others have the mean of their times."""
+    kernel, told = kernels("forward/64/32/bfloat16")[0], []
+    first, fails, wrong, good = (Config(64, 64, warps, 2) for warps in (1, 2, 4, 8))
+
+    def now():
+        return own("sm_90", kernel.spot)
+
+    def run():
+        return [torch.ones(2, dtype=torch.bfloat16)]
+
+    def ragged():
+        if now() == fails:
+            raise RuntimeError("out of resource\nand more")
+        return [torch.full((2,), 2.0 if now() == wrong else 1.0, dtype=torch.bfloat16)]
+
+    before = now()
+    found = timed(kernel, torch.device("cpu"), "sm_90", [run, ragged], told.append, [first, fails, wrong, good])
+    assert now() == before
+    assert set(found) == {first, good} and all(0 < seconds < 1 for seconds in found.values())
+    assert told == [
+        f"    {tuple(fails)} does not run: out of resource",
+        f"    {tuple(wrong)} is WRONG: it differs from {tuple(first)}",
+    ]
 
 
 def test_the_work_is_about_the_same():
@@ -105,7 +159,9 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
 
 def test_its_kernels_are_listed(capsys):
     assert main(["bench", "--tune", "--list", "--only", "key_gradient/16/*/bfloat16"]) == 0
-    assert capsys.readouterr().out.split() == [f"key_gradient/16/{width}/bfloat16" for width in HEAD_DIMS]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [f"key_gradient/16/{width}/bfloat16" for width in HEAD_DIMS]
+    assert "gradients of k and v, heads of 16 in bfloat16: routed regions of 16 tokens, windows of 9" in lines[0]
 
 
 @pytest.mark.parametrize(
