@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attnkit.kernels.backend import MeasuredBackend
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.costs import Work, pairs, whole_mask
+from attnkit.layouts import Layout, RelativeTable
+from attnkit.layouts.cache import cached
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+# Tokens of a tile that is left out where nobody sees it.
+TILE = 128
+# Pairs of tokens in a mask, or in a bias that is looked up for each: a gigabyte of a mask.
+MOST = 2**30
 
 
 class FlexBackend(MeasuredBackend):
@@ -46,6 +54,12 @@ class FlexBackend(MeasuredBackend):
             )
         if not call.q.numel() or not call.k.numel():
             reasons.append("FlexAttention does not take empty tensors")
+        largest = _largest(call)
+        if largest > MOST:
+            reasons.append(
+                f"it would make a tensor of {largest:,} pairs of tokens, and makes none of more than {MOST:,}; "
+                "use a backend that makes none, such as gather"
+            )
         return tuple(reasons)
 
     def work(self, call: AttendCall) -> Work:
@@ -59,11 +73,10 @@ class FlexBackend(MeasuredBackend):
             # On the CPU it refuses tensors that require a gradient even where none will be asked for.
             q, k, v = q.detach(), k.detach(), v.detach()
         if not layout.full:
-            mask = layout.to_mask(call.q.device)
+            mask, seen, *tiles = _remembered(layout, call.q.device)
             # As in the reference: values nobody sees must not reach the output as zero times NaN.
-            seen = mask.any(dim=-2)[..., None]
             k, v = k.where(seen, 0.0), v.where(seen, 0.0)
-            block_mask = _block_mask(mask)
+            block_mask = _block_mask(mask, *tiles)
         found = _kernel()(
             q,
             k,
@@ -76,14 +89,48 @@ class FlexBackend(MeasuredBackend):
         return AttendResult(*found) if call.return_lse else AttendResult(found, None)
 
 
-def _block_mask(mask: Tensor) -> BlockMask:
-    from torch.nn.attention.flex_attention import create_block_mask
+def _tables(layout: Layout, device: torch.device) -> tuple[Tensor, ...]:
+    """The mask of all pairs, bool (B or 1, heads or 1, Nq, Nk); which keys somebody sees, (B or 1, heads or 1, Nk, 1);
+    and the tiles that are seen in part and whole, each as how many a row of tiles has and which."""
+    mask = layout.to_mask(device)
+    missing = (-mask.shape[3] % TILE, -mask.shape[2] % TILE)
+    tiles = F.pad(mask, (0, missing[0], 0, missing[1])).unflatten(3, (-1, TILE)).unflatten(2, (-1, TILE))
+    # Tokens that fill up the last tile are no pairs, so that it is seen in part at most.
+    some, every = tiles.any(5).any(3), tiles.all(5).all(3)
+    return (mask, mask.any(dim=-2)[..., None], *_listed(some & ~every), *_listed(every))
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+
+def _remembered(layout: Layout, device: torch.device) -> tuple[Tensor, ...]:
+    """The same, made once for layouts that depend on sizes only."""
+    key = layout.made_of
+    if key is None:
+        return _tables(layout, device)
+    return cached(("flex", key, str(device)), lambda: _tables(layout, device))
+
+
+def _block_mask(mask: Tensor, *tiles: Tensor) -> BlockMask:
+    from torch.nn.attention.flex_attention import BlockMask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask[batch % mask.shape[0], head % mask.shape[1], query, key]
 
-    batch, heads, queries, keys = mask.shape
-    return create_block_mask(visible, batch, heads, queries, keys, device=str(mask.device))
+    sizes = (mask.shape[2], mask.shape[3])
+    return BlockMask.from_kv_blocks(*tiles, BLOCK_SIZE=TILE, mask_mod=visible, seq_lengths=sizes)
+
+
+def _largest(call: AttendCall) -> int:
+    """Pairs in the largest tensor that is made of them; 0 where none is, or while sizes are symbolic."""
+    if torch.compiler.is_compiling():
+        return 0
+    pairs = call.q.shape[2] * call.k.shape[2]
+    masks = 0 if call.layout.full else call.layout.lead[0] * call.layout.lead[1]
+    biases = call.bias.table.shape[0] if isinstance(call.bias, RelativeTable) else 0
+    return max(masks, biases) * pairs
 
 
 def _score_mod(bias: Tensor | None) -> Callable[..., Tensor] | None:

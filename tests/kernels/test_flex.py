@@ -8,10 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnkit import Grid, attend
 from attnkit.errors import BackendError
+from attnkit.kernels import flex
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.dispatch import backend_named, choose, why_not_others
 from attnkit.kernels.flex import FlexBackend
-from attnkit.layouts import Blocks, Dense, Stencil
+from attnkit.layouts import Blocks, Dense, RelativeTable, Stencil, TokenMask, cache
 from attnkit.testing import assert_within_budget, dense_attention, naive_attention, random_qkv, random_tensor
 
 GRID = Grid(3, 4, prefix=1)
@@ -131,6 +132,64 @@ def test_on_a_gpu_it_computes_what_the_mask_says(name, dtype):
     limit = {torch.float32: 2e-3, torch.bfloat16: 5e-2}[dtype]
     for found, one in zip(grads, wanted, strict=True):
         assert (found.cpu().double() - one).abs().max() <= limit * one.abs().max()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_makes_no_huge_masks(device):
+    with FakeTensorMode():
+        given = tensors(torch.bfloat16, device=device, count=2**15 + 1)
+        (found,) = reasons(*given, layout=Stencil(Grid(1, 2**15 + 1), 3))
+        assert found.startswith("it would make a tensor of 1,073,807,361 pairs of tokens, and makes none of more than")
+        assert "such as gather" in found
+        # Without a mask there is none to make.
+        assert reasons(*given) == ()
+        table = RelativeTable(torch.zeros(2, 1, 3, device=device), Grid(1, 2**15))
+        heads = [torch.ones(1, 2, 2**15, 32, dtype=torch.bfloat16, device=device) for _ in range(3)]
+        (found,) = reasons(*heads, bias=table)
+        assert "2,147,483,648 pairs" in found
+
+
+LAYOUTS = {
+    "windows": Blocks.windows(Grid(16, 20), 4),
+    "one token more than two tiles": Stencil(Grid(1, 257), 129),
+    "prefix": Blocks.windows(GRID, 2),
+    "random": TokenMask(torch.rand(2, 2, 150, 300, generator=torch.Generator().manual_seed(0)) < 0.1),
+    "full tiles": TokenMask(torch.arange(256)[:, None] < 130 * torch.ones(1, 256, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_its_tiles_are_those_of_the_mask(name):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    layout = LAYOUTS[name]
+    mask, seen, *tiles = flex._tables(layout, torch.device("cpu"))
+    found = flex._block_mask(mask, *tiles)
+    assert torch.equal(mask, layout.to_mask()) and torch.equal(seen, mask.any(-2)[..., None])
+    wanted = create_block_mask(
+        lambda b, h, i, j: mask[b % mask.shape[0], h % mask.shape[1], i, j], *mask.shape, device="cpu"
+    )
+    assert found.shape == wanted.shape and torch.equal(found.to_dense(), wanted.to_dense())
+    for one in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, one), getattr(wanted, one)), one
+
+
+def test_masks_of_sizes_only_are_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr("attnkit.kernels.flex._compiled", lambda: lambda q, k, v, **_: q + k + v)
+    monkeypatch.setattr(flex, "_tables", lambda *given, tables=flex._tables: made.append(given) or tables(*given))
+    cache.forget()
+    q, k, v = tensors(count=13)
+    with torch.no_grad():
+        for _ in range(3):
+            attend(q, k, v, Blocks.windows(GRID, 2), backend="flex")
+        assert len(made) == 1
+        routed = Blocks.from_regions(Grid(4, 4), 2, torch.zeros(1, 4, 1, dtype=torch.int64))
+        q, k, v = tensors(count=16)
+        for _ in range(2):
+            attend(q, k, v, routed, backend="flex")
+        # What a table says is looked at every time.
+        assert len(made) == 3
 
 
 def test_gradients_that_nobody_asked_for_are_no_reason():
