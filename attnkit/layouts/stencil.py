@@ -112,7 +112,7 @@ class Stencil(Layout):
             total = torch.zeros(1, 1, dtype=torch.int64, device=device)
             inside = torch.ones(1, 1, dtype=torch.bool, device=device)
             for axis, size in enumerate(self.grid.sizes):
-                key = self._axis_taps(axis, device)
+                key = self.axis_taps(axis, device)
                 good = (key >= 0) & (key < size)
                 total = (total[:, None, :, None] * size + key[None, :, None, :]).flatten(0, 1).flatten(1)
                 inside = (inside[:, None, :, None] & good[None, :, None, :]).flatten(0, 1).flatten(1)
@@ -121,7 +121,7 @@ class Stencil(Layout):
         key = ("taps", self.grid, self.kernel, self.stride, self.dilation, self.border, device_key(device))
         return cached(key, make)[0]
 
-    def _axis_taps(self, axis: int, device: torch.device | str | None) -> Tensor:
+    def axis_taps(self, axis: int, device: torch.device | str | None) -> Tensor:
         """Key positions (queries, kernel) along one axis; outside the axis means no key."""
         size, kernel = self.grid.sizes[axis], self.kernels[axis]
         step = self.dilations[axis]

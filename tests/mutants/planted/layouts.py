@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant(
         "stride_shifts_the_grid",
         "Queries of a strided stencil lie half a stride further on.",
-        "attnkit.layouts.stencil:Stencil._axis_taps",
+        "attnkit.layouts.stencil:Stencil.axis_taps",
         "device=device) * self.strides[axis]",
         "device=device) * self.strides[axis] + self.strides[axis] // 2",
         (LearnedQuery(2, 3, stride=2),),
@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant(
         "clamped_on_one_side",
         "Neighborhoods move inside at the near border only.",
-        "attnkit.layouts.stencil:Stencil._axis_taps",
+        "attnkit.layouts.stencil:Stencil.axis_taps",
         "torch.minimum(inner - kernel // 2, length - kernel)",
         "(inner - kernel // 2)",
         (Neighborhood(2, 3),),
@@ -81,7 +81,7 @@ MUTANTS = [
     Mutant(
         "dilated_length",
         "The tokens of one remainder are counted as if the dilation divided the grid.",
-        "attnkit.layouts.stencil:Stencil._axis_taps",
+        "attnkit.layouts.stencil:Stencil.axis_taps",
         "(size - remainder + step - 1) // step",
         "size // step + 0 * remainder",
         (Neighborhood(2, 3, dilation=2),),
