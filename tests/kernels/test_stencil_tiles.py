@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnkit import Grid, attend
-from attnkit.kernels.chunked import sizes, stencil_halos, stencil_tiles
+from attnkit.kernels.chunked import sizes, stencil, stencil_halos, stencil_tiles
 from attnkit.kernels.chunked.stencil_halos import Halos, extent
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.layouts import RelativeTable, Stencil
@@ -71,6 +71,20 @@ def test_bias_gain_and_masked_keys(name):
     layout = layout.restrict(torch.arange(2 * size[1]).view(2, 1, -1) % 3 > 0)
     bias, gain = random_tensor(1, 2, *size, seed=4, grad=True), random_tensor(2, 1, *size, seed=5, grad=True)
     compared(layout, bias=bias, gain=gain)
+
+
+@pytest.mark.parametrize("with_tables", [False, True])
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.border == "mask"])
+def test_shifted_maps_compute_the_same(name, with_tables, monkeypatch):
+    """They are left to learned queries whose scores lie far apart, to export, and to other devices."""
+    monkeypatch.setattr(stencil, "_tiled", lambda given: False)
+    layout = LAYOUTS[name]
+    size = (layout.num_queries, layout.num_keys)
+    tables = {
+        "bias": random_tensor(1, 2, *size, seed=4, grad=True),
+        "gain": random_tensor(2, 1, *size, seed=5, grad=True),
+    }
+    compared(layout.restrict(torch.arange(size[1])[None, None] % 3 > 0), **(tables if with_tables else {}))
 
 
 @pytest.mark.usefixtures("tiles_of_nine")

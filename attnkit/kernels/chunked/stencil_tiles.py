@@ -109,7 +109,7 @@ class _Tiles:
         peak = logits.amax(-1)
         empty = peak == -torch.inf
         weights = logits.softmax(-1)
-        if self.seen is not None or not self.halos.full:
+        if self.seen is not None or self.bias is not None or not self.halos.full:
             weights.masked_fill_(empty[..., None], 0.0)
         return weights, peak, empty
 

@@ -1,13 +1,12 @@
-"""Mistakes in stencils by shifted maps and by convolutions, whose backward passes are written by hand."""
+"""Mistakes in stencils by tiles and by convolutions, whose backward passes are written by hand."""
 
 from __future__ import annotations
 
 from attnkit import LearnedQuery
 from tests.mutants.mutant import Mutant, chunked
 
-MAPS = "attnkit.kernels.chunked.stencil_shifted:_Maps"
-FORWARD = "attnkit.kernels.chunked.stencil_shifted:forward"
-BACKWARD = "attnkit.kernels.chunked.stencil_shifted:backward"
+TILES = "attnkit.kernels.chunked.stencil_tiles"
+HALOS = "attnkit.kernels.chunked.stencil_halos"
 CONVOLVED = "attnkit.kernels.chunked.stencil_convolved"
 PLACES = "attnkit.kernels.stencil_calls:_by_place"
 STENCIL = (chunked("stencil"),)
@@ -17,9 +16,9 @@ MUTANTS = [
     Mutant(
         "bias_twice",
         "A stencil adds the bias twice.",
-        f"{MAPS}.logits",
-        "logits = logits + bias[:, :, places.start : places.stop].to(logits.dtype)",
-        "logits = logits + 2 * bias[:, :, places.start : places.stop].to(logits.dtype)",
+        f"{TILES}:_Tiles.weights",
+        "view += self.at_places(",
+        "view += 2 * self.at_places(",
         STENCIL,
         ("equals_dense",),
         100,
@@ -27,40 +26,60 @@ MUTANTS = [
     Mutant(
         "stencil_ignores_scale",
         "A stencil does not scale its logits.",
-        f"{MAPS}.__init__",
-        "q.to(dtype) * scale",
-        "q.to(dtype)",
+        f"{TILES}:forward",
+        ".mul_(tiles.scale)",
+        "",
         STENCIL,
         ("equals_dense",),
     ),
     Mutant(
-        "padding_in_a_stencil",
-        "Places outside the image enter a stencil's softmax with logits of 0.",
-        f"{MAPS}.logits",
-        "logits.masked_fill(hidden, -torch.inf)",
-        "logits.masked_fill(hidden, 0.0)",
+        "whole_halos",
+        "A query sees all keys that any query of its tile sees.",
+        f"{HALOS}:Halos.mask",
+        "torch.where(one.place < 0, -torch.inf, 0.0)",
+        "torch.where(one.place < 0, 0.0, 0.0)",
         STENCIL,
-        ("equals_dense", "convex_hull"),
+        ("equals_dense",),
+        60,
     ),
     Mutant(
         "stencil_forgets_the_mask",
         "A stencil sees masked keys, as zeros.",
-        f"{MAPS}.__init__",
-        "if seen is None:",
-        "if seen is None or not seen.all():",
+        f"{TILES}:_Tiles.weights",
+        "~near[pairs.start : pairs.stop, :, None], -torch.inf",
+        "~near[pairs.start : pairs.stop, :, None], 0.0",
         STENCIL,
         ("equals_dense",),
         100,
     ),
     Mutant(
-        "dilation_ignored",
-        "A stencil's window is cut out of the map without dilation.",
-        "attnkit.kernels.chunked.stencil_shifted:_views",
-        "slice(tap * far, tap * far + (size - 1) * step + 1, step)",
-        "slice(tap, tap + (size - 1) * step + 1, step)",
+        "total_of_nothing",
+        "Where a query sees nothing, the denominator is infinite.",
+        f"{TILES}:forward",
+        ".masked_fill_(empty, 1.0)",
+        "",
+        STENCIL,
+        ("empty_rows",),
+        60,
+    ),
+    Mutant(
+        "places_by_columns",
+        "The places of a window are numbered column by column.",
+        f"{HALOS}:Halos._numbers",
+        "sizes[axis + 1 :]",
+        "sizes[:axis]",
         STENCIL,
         ("equals_dense",),
-        100,
+        150,
+    ),
+    Mutant(
+        "denominator_of_the_smallest_weight",
+        "A stencil's lse takes the smallest weight for one over the denominator.",
+        f"{TILES}:forward",
+        "weights.amax(-1)",
+        "weights.amin(-1)",
+        STENCIL,
+        ("equals_dense",),
     ),
     Mutant(
         "stencil_window_off_by_one",
@@ -70,26 +89,6 @@ MUTANTS = [
         "min(size, max(2 * far - 1, 1))",
         STENCIL,
         ("equals_dense",),
-    ),
-    Mutant(
-        "total_of_an_old_peak",
-        "When later places hold a larger logit, what was added up before is not scaled down to it.",
-        FORWARD,
-        "total * (peak - base).exp() + ",
-        "total + ",
-        STENCIL,
-        ("equals_dense",),
-        100,
-    ),
-    Mutant(
-        "peak_of_all_heads",
-        "The largest logit of all heads is subtracted instead of each head's own.",
-        FORWARD,
-        "peak = logits.amax(2)",
-        "peak = logits.amax((1, 2)).unsqueeze(1).expand_as(logits[:, :, 0])",
-        STENCIL,
-        ("empty_rows",),
-        60,
     ),
     Mutant(
         "prefix_of_a_table_is_zero",
@@ -114,7 +113,7 @@ MUTANTS = [
     Mutant(
         "stencil_lse_without_gradient",
         "No gradient flows through the lse of a stencil.",
-        BACKWARD,
+        f"{TILES}:backward",
         "mean = mean - grad_total * total",
         "mean = mean - 0.0 * grad_total",
         STENCIL,
@@ -124,38 +123,40 @@ MUTANTS = [
     Mutant(
         "gradient_unscaled",
         "The gradient of a stencil's queries leaves out the scale.",
-        BACKWARD,
-        "(grad_q * scale)",
-        "grad_q",
+        f"{TILES}:backward",
+        "torch.bmm(pull, k).mul_(tiles.scale)",
+        "torch.bmm(pull, k)",
         STENCIL,
         ("equals_dense",),
     ),
     Mutant(
         "gradient_without_gain",
         "The gradient of a stencil's logits leaves out the gain.",
-        BACKWARD,
+        f"{TILES}:backward",
         "reached, gained = reached * factor, weights * factor",
         "gained = weights * factor",
         STENCIL,
         ("equals_dense",),
     ),
     Mutant(
-        "gradient_behind_the_margin",
-        "Gradients of keys and values are cut out of their padded maps from the corner on.",
-        f"{MAPS}.cut",
-        "image.narrow(3 + axis, margin, ",
-        "image.narrow(3 + axis, 0 * margin, ",
+        "gradient_of_the_last_tile",
+        "A key's gradient is that of the last tile that sees it instead of the sum over all.",
+        f"{TILES}:backward",
+        "index_add_",
+        "index_copy_",
         STENCIL,
         ("equals_dense",),
+        100,
     ),
     Mutant(
         "gradient_of_the_last_query",
-        "A prefix token's gradient is that of one query instead of the sum over all.",
-        "attnkit.kernels.chunked.stencil_shifted:_add",
-        "(one * other).sum_to_size(target.shape)",
-        "(one * other)[(..., *(slice(-1, None) for _ in target.shape[3:]))]",
+        "The gradient of a bias by place is that of a tile's last query instead of the sum over all.",
+        f"{TILES}:_Tiles.add_places",
+        "found.sum((1, 2))",
+        "found[:, -1, -1]",
         STENCIL,
         ("equals_dense",),
+        150,
     ),
     Mutant(
         "convolved_gain_in_the_denominator",
