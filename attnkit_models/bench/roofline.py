@@ -119,7 +119,7 @@ def device_of(name: str) -> Device | None:
 
 def routed(cases: Iterable[Case]) -> list[Case]:
     """The cases that are one call of blocks."""
-    return [case for case in cases if case.problem in ("regions", "windows")]
+    return [case for case in cases if case.problem in ("regions", "windows", "shifted")]
 
 
 def roof_of(device: Device, case: Case, what: str, batch: int) -> Roof:
@@ -133,7 +133,12 @@ def roof_of(device: Device, case: Case, what: str, batch: int) -> Roof:
     """
     sizes = case.sizes
     tokens = sizes["side"] ** 2
-    keys = sizes["window"] if case.problem == "windows" else sizes["topk"] * tokens / sizes["regions"] ** 2
+    seen = {
+        "windows": lambda: sizes["window"],
+        "shifted": lambda: sizes["window"] ** 2,
+        "regions": lambda: sizes["topk"] * tokens / sizes["regions"] ** 2,
+    }
+    keys = seen[case.problem]()
     shape = {"batch": batch, "heads": sizes["heads"], "tokens": tokens, "keys": keys, "width": sizes["width"]}
     return roof(device, what, **shape)
 

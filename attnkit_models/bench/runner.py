@@ -86,6 +86,8 @@ def run_case(case: Case, setting: Setting, share: float = 1.0) -> Record:
     record["seconds"] = round(time.perf_counter() - began, 1)
     del problem, sound
     gc.collect()
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
     return record
 
 
@@ -153,8 +155,7 @@ def _checked(one: Contender, setting: Setting) -> Record:
         return {"passed": True, "errors": {}}
     try:
         errors = dict(one.check(one))
-    except Exception as error:
-        # Compilers and libraries have errors of their own.
+    except Exception as error:  # Compilers and libraries have errors of their own.
         return {"why_not": short(error)}
     dtype = torch.float64 if one.wide else setting.dtype
     rounded = {name: float(f"{error:.2e}") for name, error in errors.items()}
@@ -270,8 +271,7 @@ def _fastest(
 
 
 def _seconds(call: Callable[[], object], setting: Setting) -> float:
-    began = time.perf_counter()
-    call()
+    began, _ = time.perf_counter(), call()
     if setting.device.type == "cuda":
         torch.cuda.synchronize(setting.device)
     return time.perf_counter() - began

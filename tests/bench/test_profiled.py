@@ -26,6 +26,7 @@ from attnkit_models.bench.profiled import (
 from tests.bench.small import SMALL, make_small, small_case
 
 CPU = torch.device("cpu")
+ABOUT = {"kind": "headline", "machine": {"threads": 2, "device": "cpu"}}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,22 @@ def test_a_layer_is_told_in_all_its_parts(grad):
     assert 0 < found["milliseconds"] < 1e4
 
 
+def test_on_a_gpu_the_time_of_our_operators_is_fused_attention():
+    class Event:
+        sequence_nr, cpu_parent, self_cpu_time_total = -1, None, 3.0
+
+        def __init__(self, name, spent, parent=None):
+            self.name, self.self_device_time_total, self.cpu_parent = name, spent, parent
+
+    whole = Event(profiled.PASS, 0.0)
+    layer = Event(ATTEND, 0.0, whole)
+    events = [whole, layer, Event("attnkit::blocks", 5.0, layer), Event("aten::copy_", 2.0, layer)]
+    on_gpu, on_cpu = (profiled.shared_out(events, cuda=cuda) for cuda in (True, False))
+    assert on_gpu[FUSED] == 5.0 and on_gpu[COPIES] == 2.0 and on_gpu[BETWEEN] == 0.0
+    # On a CPU an operator's own time is what its Python takes.
+    assert on_cpu[FUSED] == 0.0 and on_cpu[COPIES] == 3.0
+
+
 def test_a_backward_pass_belongs_to_what_made_it():
     """Nothing but a linear map has a gradient here, so that all products of both passes are its own."""
     layer, x = torch.nn.Linear(64, 64), torch.randn(256, 64)
@@ -119,11 +136,12 @@ def test_missed_targets_are_told_with_what_bounds_them():
     contender |= {what: {"min": 2.0, "median": 2.0, "rounds": 3} for what in ("forward", "training")}
     record = {
         "name": "regions/128x128",
+        "load": 0.1,
         "density": 0.3,
         "contenders": {OURS: contender, "dense SDPA": contender, "BiFormer gather": contender},
         "profile": {what: {"milliseconds": 2.0, "shares": shares} for what in ("forward", "training")},
     }
-    text = missed.reasons({"cases": [record]})
+    text = missed.reasons({**ABOUT, "cases": [record]})
     assert text.startswith("`regions/128x128`: What is not fused attention is moving")
     assert "sparse efficiency would be 0.60 (forward)" in text and "| 50 % | 50 % |" in text
     keys = {**record, "name": "predicted_keys/3136"}
@@ -132,9 +150,9 @@ def test_missed_targets_are_told_with_what_bounds_them():
         "all but attention": {**contender, "forward": {"min": 1.0}},
         "authors' formulation": contender,
     }
-    text = missed.reasons({"cases": [keys]})
+    text = missed.reasons({**ABOUT, "cases": [keys]})
     assert "All but attention takes 1 of 2 ms forward." in text and "more than 2.00 times as fast as *authors'" in text
-    assert missed.reasons({"cases": []}) == "All targets were reached."
+    assert missed.reasons({**ABOUT, "cases": []}) == "All targets were reached."
 
 
 def test_a_mix_is_the_sum_of_its_groups_alone():

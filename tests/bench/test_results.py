@@ -281,6 +281,17 @@ def test_a_case_that_cannot_be_made_does_not_end_the_run(tmp_path):
     assert any("RuntimeError" in line for line in told)
 
 
+def test_without_git_the_code_itself_says_what_was_measured(monkeypatch):
+    import attnkit_models.bench.machine as module
+
+    monkeypatch.undo()
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    first = module.commit()
+    assert first.startswith("code ") and len(first) == 15
+    module._digest.cache_clear()
+    assert module.commit() == first
+
+
 def test_a_file_a_machine_and_kind():
     about = machine(Setting())
     assert {"processor", "threads", "versions", "attnkit", "dtype", "memory"} <= set(about)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from attnkit_models.bench.gpu import GPU
 from attnkit_models.bench.headline import HEADLINE
 from attnkit_models.bench.roofline import DEVICES, Device, device_of, limits, roof, roof_of, routed, table
 
@@ -79,6 +80,18 @@ def test_limits_of_a_case():
     windows = next(case for case in HEADLINE if case.problem == "windows")
     side, heads, window = (windows.sizes[name] for name in ("side", "heads", "window"))
     assert roof_of(ONE, windows, "forward", batch=1).exponentials == 1e3 * heads * side**2 * window
+
+
+def test_every_kind_of_blocks_has_its_keys():
+    for case in routed(GPU):
+        seen = roof_of(ONE, case, "forward", batch=1).exponentials / 1e3
+        tokens, sizes = case.sizes["side"] ** 2, case.sizes
+        keys = seen / (sizes["heads"] * tokens)
+        if case.problem == "regions":
+            assert keys == pytest.approx(tokens * sizes["topk"] / sizes["regions"] ** 2)
+        else:
+            assert keys == sizes["window"] ** (2 if case.problem == "shifted" else 1)
+    assert {case.problem for case in routed(GPU)} == {"regions", "windows", "shifted"}
 
 
 def results(gpu: str | None, dtype: str = "bfloat16") -> dict:
