@@ -25,13 +25,13 @@ def computed_by_blocks(call: AttendCall, pair: OpPair) -> AttendResult:
     bias = None if call.bias is None else _bias_of(call, layout)
     tables = (queries.token, queries.slot, keys.token, keys.slot, layout.index, layout.key_mask, bias)
     padded = [queries.padded, keys.padded]
-    out, total, peak = pair.op(call.q, call.k, call.v, *tables, prefix, padded, float(call.scale))
-    lse = total.log() + peak if call.return_lse else None
-    if not prefix:
-        return AttendResult(out, lse)
-    row = global_rows(call, prefix)
-    joined = None if row.lse is None or lse is None else torch.cat([row.lse, lse], dim=2)
-    return AttendResult(torch.cat([row.out, out], dim=2), joined)
+    row = global_rows(call, prefix) if prefix else None
+    first = None if row is None else row.out
+    out, total, peak = pair.op(call.q, call.k, call.v, *tables, prefix, padded, float(call.scale), first)
+    if not call.return_lse:
+        return AttendResult(out, None)
+    lse = total.log() + peak
+    return AttendResult(out, lse if row is None or row.lse is None else torch.cat([row.lse, lse], dim=2))
 
 
 def _bias_of(call: AttendCall, layout: Blocks) -> Tensor | None:

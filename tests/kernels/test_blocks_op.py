@@ -179,6 +179,15 @@ def test_a_relative_table_of_another_grid():
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
+def test_rows_of_prefix_queries_are_written_into_the_output(monkeypatch):
+    """Nothing joins them to it afterwards, which would copy all of it."""
+    layout, outputs, op = LAYOUTS["windows that do not divide"], [], BLOCKS.op
+    monkeypatch.setattr(BLOCKS, "op", lambda *given: outputs.append(op(*given)) or outputs[-1])
+    out = attend(*problem(layout)[:3], layout, backend="chunked")
+    assert {one[0].data_ptr() for one in outputs} == {out.data_ptr()}
+    assert out.shape[2] == layout.num_queries and out.transpose(1, 2).is_contiguous()
+
+
 @pytest.mark.parametrize("sizes", [(1, 37), (37, 1), (1, 1)])
 @pytest.mark.parametrize("name", ["a table per item and head, masked", "windows that do not divide"])
 def test_a_bias_of_queries_or_keys_alone(name, sizes, monkeypatch):
@@ -199,7 +208,8 @@ def arguments_of(layout, bias=None, dtype=torch.float32):
     )
     order, keys = layout.order, layout.keys_cut
     tables = (order.token, order.slot, keys.token, keys.slot, layout.index, layout.key_mask, bias)
-    return (q, k, v, *tables, layout.prefix, [order.padded, keys.padded], 0.4)
+    first = random_tensor(ITEMS, HEADS, layout.prefix, 6, seed=8, dtype=dtype) if layout.prefix else None
+    return (q, k, v, *tables, layout.prefix, [order.padded, keys.padded], 0.4, first)
 
 
 def with_gradients(arguments):
@@ -218,10 +228,10 @@ def test_pytorch_finds_nothing_wrong(name):
     for arguments in (arguments_of(layout), arguments_of(layout, bias)):
         torch.library.opcheck(BLOCKS.op, with_gradients(arguments))
         out, total, peak = BLOCKS.op(*arguments)
-        needs = [True, False, True, arguments[9] is not None]
+        needs = [True, False, True, arguments[9] is not None, arguments[13] is not None]
         torch.library.opcheck(BLOCKS.backward_op, (out, None, None, out, total, peak, *arguments, needs))
     torch.library.opcheck(
-        BLOCKS.backward_op, (None, total, None, out, total, peak, *arguments, [False, True, False, False])
+        BLOCKS.backward_op, (None, total, None, out, total, peak, *arguments, [False, True, False, False, False])
     )
 
 
@@ -230,7 +240,7 @@ class Layer(torch.nn.Module):
 
     def __init__(self, layout):
         super().__init__()
-        self.rest = arguments_of(layout)[3:]
+        self.rest = (*arguments_of(layout)[3:-1], None)
 
     def forward(self, q, k, v):
         return BLOCKS.op(q, k, v, *self.rest)

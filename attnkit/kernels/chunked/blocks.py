@@ -18,7 +18,7 @@ from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.block_slabs import Near, Slabs
 from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.costs import Work, fetched
-from attnkit.kernels.ops.blocks import BLOCKS, BlockTables
+from attnkit.kernels.ops.blocks import BLOCKS, BlockTables, gradient_of_first, output_of
 from attnkit.kernels.ops.registering import exporting
 from attnkit.layouts import Blocks
 
@@ -70,7 +70,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     small = _small(*_block(tables))
     batch, heads = q.shape[:2]
     count = tables.query_slot.shape[2]
-    out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
+    out, rows = output_of(v, tables)
     slabs = Slabs(q, v, tables, written=small or tables.bias is not None)
     lse = q.new_empty(batch, heads, count, dtype=slabs.dtype)
     slab_q, slab_k, slab_v, first_k, first_v = _inputs(slabs)
@@ -87,7 +87,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
             slab_out[first:last], found_lse[first:last] = attention(used[first:last], near, tables.scale)
             if near.empty is not None:
                 found_lse[first:last].masked_fill_(near.empty, -torch.inf)
-        slabs.take_queries(slab_out, out)
+        slabs.take_queries(slab_out, rows)
         slabs.take_numbers(found_lse, lse)
     # Backward makes the sums of powers anew where they matter.
     return out, torch.ones_like(lse), lse
@@ -106,6 +106,7 @@ def _backward(
     *rest: Any,
 ) -> list[Tensor]:
     tables, needs = BlockTables(*rest[:-1]), rest[-1]
+    grad_out, out, grad_first = gradient_of_first(grad_out, out, tables)
     written = tables.bias is not None or grad_total is not None or _small(*_block(tables))
     slabs = Slabs(q, v, tables, written=written)
     grads = [torch.empty_like(one) for one in (q, k, v)]
@@ -152,10 +153,11 @@ def _backward(
         slabs.take_queries(slab_grad_q, grads[0][:, :, tables.prefix :])
         slabs.take_keys(slab_grad_k, first_grad_k, grads[1])
         slabs.take_keys(slab_grad_v, first_grad_v, grads[2])
+    gradients: list[Tensor | None] = [*grads, None, grad_first]
     if grad_bias is not None:
         assert tables.bias is not None
-        grads.append(torch.empty_like(tables.bias).copy_(grad_bias.view(tables.bias.shape)))
-    return [one for one, need in zip(grads, needs, strict=False) if need]
+        gradients[3] = torch.empty_like(tables.bias).copy_(grad_bias.view(tables.bias.shape))
+    return [one for one, need in zip(gradients, needs, strict=True) if need and one is not None]
 
 
 BLOCKS.kernels("CPU", _forward, _backward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class BlockTables(NamedTuple):
     prefix: int
     padded: list[bool]
     scale: float
+    first: Tensor | None = None
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -32,12 +33,35 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake(
-    q: Tensor, k: Tensor, v: Tensor, query_token: Tensor, query_slot: Tensor, *rest: object
-) -> tuple[Tensor, ...]:
+def output_of(v: Tensor, tables: BlockTables) -> tuple[Tensor, Tensor]:
+    """The operator's output, which begins with `first`, and the part of it that is the image's queries'."""
+    before = 0 if tables.first is None else tables.first.shape[2]
+    rows = before + tables.query_slot.shape[2]
+    out = v.new_empty(v.shape[0], rows, v.shape[1], v.shape[3]).transpose(1, 2)
+    if tables.first is None:
+        return out, out
+    out[:, :, :before] = tables.first
+    return out, out[:, :, before:]
+
+
+def gradient_of_first(
+    grad_out: Tensor | None, out: Tensor, tables: BlockTables
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The part of `grad_out` and `out` that is the image's queries', and the gradient of `first`."""
+    if tables.first is None:
+        return grad_out, out, None
+    before = tables.first.shape[2]
+    grad = torch.empty_like(tables.first)
+    if grad_out is None:
+        return None, out[:, :, before:], grad.zero_()
+    return grad_out[:, :, before:], out[:, :, before:], grad.copy_(grad_out[:, :, :before])
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, query_token: Tensor, query_slot: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     batch, heads = q.shape[:2]
-    count = query_slot.shape[2]
-    out = v.new_empty(batch, count, heads, v.shape[3]).transpose(1, 2)
+    count, first = query_slot.shape[2], rest[-1]
+    rows = count if first is None else count + first.shape[2]
+    out = v.new_empty(batch, rows, heads, v.shape[3]).transpose(1, 2)
     return out, *(q.new_empty(batch, heads, count, dtype=wide(q.dtype)) for _ in range(2))
 
 
@@ -55,6 +79,7 @@ def _work(
     prefix: int,
     padded: list[bool],
     scale: float,
+    first: Tensor | None,
 ) -> tuple[int, int]:
     cuts = Order(query_token, query_slot, padded[0]), Order(key_token, key_slot, padded[1])
     layout = Blocks(cuts[0], index, prefix=prefix, key_order=cuts[1], unique=True, key_mask=key_mask)
@@ -78,16 +103,19 @@ def blocks_pair(name: str) -> OpPair:
         # index: (B or 1, heads or 1, R, K), -1 for none, no block twice in a row; None: every block sees its own.
         # key_mask: bool (B or 1, heads or 1, N).
         # bias: (B or 1, heads or 1, R or 1, T, prefix + K * T), any values at empty slots.
-        # out: (B, heads, N - prefix, Dv), the queries outside the prefix. log(total) + peak: (B, heads, N - prefix) in
-        # `wide(q.dtype)`, the lse. `peak` is -inf where no key is seen, and `total` 1. Under a bias a kernel that needs
-        # them for its backward pass keeps them apart, since beside -1e9 their sum has lost the denominator; elsewhere
-        # `total` may be 1 and `peak` the lse.
+        # first: (B, heads, prefix, Dv), what the prefix queries get, computed by who calls; None without a prefix, or
+        # where nobody asks for them.
+        # out: (B, heads, N - prefix, Dv), the queries outside the prefix, with `first` before them.
+        # log(total) + peak: (B, heads, N - prefix) in `wide(q.dtype)`, the lse. `peak` is -inf where no key is seen,
+        # and `total` 1. Under a bias a kernel that needs them for its backward pass keeps them apart, since beside -1e9
+        # their sum has lost the denominator; elsewhere `total` may be 1 and `peak` the lse.
         arguments="Tensor q, Tensor k, Tensor v, Tensor query_token, Tensor query_slot, Tensor key_token, "
-        "Tensor key_slot, Tensor? index, Tensor? key_mask, Tensor? bias, SymInt prefix, bool[] padded, float scale",
+        "Tensor key_slot, Tensor? index, Tensor? key_mask, Tensor? bias, SymInt prefix, bool[] padded, float scale, "
+        "Tensor? first",
         outputs=("out", "total", "peak"),
-        gradients=("q", "k", "v", "bias"),
+        gradients=("q", "k", "v", "bias", "first"),
         constants=("peak",),
-        lowered=("q", "k", "v"),
+        lowered=("q", "k", "v", "first"),
         fake=_fake,
         work=_work,
     )

@@ -275,7 +275,7 @@ def check_operator(case: Operands, pair: OpPair, device: str) -> None:
     if case.bias is not None:
         bias = random_tensor(*case.bias, order.token.shape[3], layout.key_slots, seed=3)
     tables = [order.token, order.slot, keys.token, keys.slot, layout.index, layout.key_mask, bias]
-    rest = [layout.prefix, [order.padded, keys.padded], 0.3]
+    rest = [layout.prefix, [order.padded, keys.padded], 0.3, None]
     found = []
     for one, dtype, where in ((pair, torch.float32, device), (BLOCKS, torch.float64, "cpu")):
         place = [
@@ -289,7 +289,7 @@ def check_operator(case: Operands, pair: OpPair, device: str) -> None:
             random_tensor(*output.shape, seed=at).to(where, dtype) * factor if reached else None
             for at, (output, reached, factor) in enumerate(zip((out, total), case.reached, factors, strict=True))
         ]
-        gradients = one.backward_op(*grads, None, out, total, peak, *place, *rest, list(case.needs))
+        gradients = one.backward_op(*grads, None, out, total, peak, *place, *rest, [*case.needs, False])
         found.append([out, total.log() + peak, *gradients])
     assert len(found[0]) == 2 + sum(case.needs)
     for one, other in zip(*found, strict=True):
@@ -308,7 +308,7 @@ def check_autocast(pair: OpPair, device: str) -> None:
         q, k, v, added = (tensor.to(where, copy=True).requires_grad_() for tensor in (*given, bias))
         tables = [tensor.to(where) for tensor in (order.token, order.slot, order.token, order.slot, layout.index)]
         with torch.autocast(where, torch.bfloat16):
-            out, total, peak = one.op(q, k, v, *tables, None, added, layout.prefix, [order.padded] * 2, 0.3)
+            out, total, peak = one.op(q, k, v, *tables, None, added, layout.prefix, [order.padded] * 2, 0.3, None)
         lse = total.log() + peak
         grads = torch.autograd.grad(out.float().square().sum() + lse.sum(), (q, k, v, added))
         found.append([tensor.detach().cpu() for tensor in (out, lse, *grads)])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnkit.kernels.ops.blocks import BlockTables
+from attnkit.kernels.ops.blocks import BlockTables, output_of
 from attnkit.kernels.triton.blocks import configs
 from attnkit.kernels.triton.blocks.forward import blocks_forward
 from attnkit.kernels.triton.blocks.inverse import inverse_of
@@ -56,13 +56,13 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: BlockTables, device_clas
         device_class: one of `attnkit.kernels.triton.devices.DEVICE_CLASSES`; that of q's device where not given.
     """
     call = Call(q, k, v, tables, device_class)
-    out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)
+    out, rows = output_of(v, tables)
     total, peak = (q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32) for _ in range(2))
     constants, config = call.walk("forward")
     arguments = {
         **call.inputs(),
         **call.cuts(),
-        **with_strides("out", out, "bhnd"),
+        **with_strides("out", rows, "bhnd"),
         "total": total,
         "peak": peak,
         "query_blocks": call.query_blocks,
@@ -84,7 +84,10 @@ def backward_of(
     needs: list[bool],
     device_class: str | None = None,
 ) -> Backward:
-    """The backward pass of `attnkit::blocks`, with the arguments of its operator; see `forward_of`."""
+    """The backward pass of `attnkit::blocks`, with the arguments of its operator; see `forward_of`.
+
+    `out`, its gradient and `needs` are those of the image's queries, without `first`.
+    """
     call = Call(q, k, v, tables, device_class)
     if grad_out is None:
         grad_out = v.new_zeros(()).expand(out.shape)

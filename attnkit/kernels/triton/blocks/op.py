@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attnkit.kernels.ops.blocks import BLOCKS, BlockTables, blocks_pair
+from attnkit.kernels.ops.blocks import BLOCKS, BlockTables, blocks_pair, gradient_of_first
 from attnkit.kernels.triton.version import INTERPRETING
 
 
@@ -33,12 +33,15 @@ def _backward(
 ) -> list[Tensor]:
     from attnkit.kernels.triton.blocks.launches import backward_of
 
-    found = backward_of(grad_out, grad_total, out, total, peak, q, k, v, BlockTables(*rest[:-1]), rest[-1])
+    tables, needs = BlockTables(*rest[:-1]), rest[-1]
+    grad_out, out, grad_first = gradient_of_first(grad_out, out, tables)
+    found = backward_of(grad_out, grad_total, out, total, peak, q, k, v, tables, needs[:4])
     for launch in found.launches:
         launch.run()
     for shares, target in found.sums:
         target.copy_(shares.sum(0))
-    return [one for one in found.gradients if one is not None]
+    gradients = [one for one in found.gradients if one is not None]
+    return [*gradients, grad_first] if needs[4] and grad_first is not None else gradients
 
 
 BLOCKS.kernels("CUDA", _forward, _backward)
