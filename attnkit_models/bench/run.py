@@ -44,7 +44,7 @@ def run_all(
     found, here, on_cpu = before, commit(), setting.device.type == "cpu"
     spent = (QUICK if quick else 1.0) * (1.0 if on_cpu else CUDA)
     if quick and on_cpu:
-        cases = [replace(case, sizes={**case.sizes, **case.small}) for case in cases]
+        cases = [_small(case) for case in cases]
     measured: list[tuple[Case, Record]] = []
     done = {one["name"]: one for one in before["cases"] if one["commit"] == here and "error" not in one}
     for case in cases:
@@ -72,6 +72,14 @@ def run_all(
                 for line in ("once more:", *report.lines(case, record)):
                     tell(line)
     return found
+
+
+def _small(case: Case) -> Case:
+    """A case at the sizes of a quick run on the CPU."""
+    if not case.small:
+        return case
+    sizes = ", ".join(f"{name} {one}" for name, one in case.small.items())
+    return replace(case, sizes={**case.sizes, **case.small}, title=f"{case.title}; at small sizes: {sizes}")
 
 
 def _run(case: Case, setting: Setting, share: float) -> Record:

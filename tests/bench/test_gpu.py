@@ -220,6 +220,7 @@ def test_quick_runs_are_marked_and_small(tmp_path):
     found = run_all([case], before, tmp_path / "one.json", Setting(), list, quick=True)
     record = found["cases"][0]
     assert record["quick"] is True and record["sizes"] == {**case.sizes, **case.small}
+    assert record["title"].endswith("; at small sizes: batch 2, heads 2, side 20")
     assert "not judged: a quick run" in report.targets_table(
         {**found, "machine": {**found["machine"], "device": "cuda"}}
     )
