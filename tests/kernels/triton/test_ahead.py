@@ -40,10 +40,10 @@ LINES = [
     # Wide heads need all shared memory of the small GPUs of that class.
     Line("sm_80", "query_gradient", "bfloat16", 64, 128, "prefix", False),
     Line("sm_80", "query_gradient", "bfloat16", 64, 256, "ragged", False),
-    Line("sm_80", "query_gradient", "tf32", 64, 256, "whole", False),
+    Line("sm_80", "query_gradient", "tf32", 64, 256, "prefix", False),
     Line("sm_80", "key_gradient", "tf32", 64, 256, "whole", False),
-    Line("sm_90", "forward", "tf32", 64, 32, "whole", False),
-    Line("sm_80", "forward", "float32", 64, 32, "whole", False),
+    Line("sm_90", "forward", "tf32", 64, 32, "prefix", False),
+    Line("sm_80", "forward", "float32", 64, 32, "prefix", False),
     Line("sm_80", "window_gradient", "float32", 16, 16, "ragged", True),
 ]
 HALVES = [
@@ -106,8 +106,8 @@ def test_tensor_cores_multiply(found):
             assert instruction in found[line, f"blocks_{direction}"][0][3], line
     # Fewer rows than a warp group has, and float32 that is not to be rounded.
     assert found[Line("sm_90", "forward", "bfloat16", 16, 32, "whole", False), "blocks_forward"][0][3] == ["mma"]
-    assert found[Line("sm_80", "forward", "float32", 64, 32, "whole", False), "blocks_forward"][0][3] == []
-    assert found[Line("sm_90", "forward", "tf32", 64, 32, "whole", False), "blocks_forward"][0][3] == ["wgmma"]
+    assert found[Line("sm_80", "forward", "float32", 64, 32, "prefix", False), "blocks_forward"][0][3] == []
+    assert found[Line("sm_90", "forward", "tf32", 64, 32, "prefix", False), "blocks_forward"][0][3] == ["wgmma"]
 
 
 @pytest.mark.slow
@@ -123,10 +123,12 @@ def test_lines_are_all_of_the_table():
     lines = sweep.lines()
     assert len(set(lines)) == len(lines)
     assert set(LINES) <= set(lines)
-    for kind in ("whole", "ragged"):
-        own = [line for line in lines if line.kind == kind and line.direction in DIRECTIONS]
-        every = len(DEVICE_CLASSES) * len(DIRECTIONS) * len(REGION_SIZES) * len(HEAD_DIMS)
-        assert len(own) == every * 3 * 2
+    cells = len(DEVICE_CLASSES) * len(sweep.NUMBERS) * 2 * len(REGION_SIZES) * len(HEAD_DIMS)
+    for direction in DIRECTIONS:
+        own = [line for line in lines if line.direction == direction]
+        assert len({sweep.name(line) for line in own}) == cells
+        kinds = {kind: sum(line.kind == kind for line in own) for kind in ("whole", "prefix", "ragged")}
+        assert kinds["ragged"] == cells == max(kinds["whole"], kinds["prefix"])
 
 
 @compiles

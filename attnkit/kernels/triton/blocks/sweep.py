@@ -165,15 +165,18 @@ def _kinds(direction: str, numbers: Numbers, tile: int, width: int, bias: bool) 
     one_program = tile <= tokens and width <= widest
     if direction == "window_gradient" and not one_program:
         return
-    yield "whole"
-    yield "ragged"
-    # Keys' gradients do not depend on a prefix.
-    if direction in ("forward", "query_gradient"):
+    half = dtype_of(numbers).itemsize == 2
+    walks = direction in ("forward", "query_gradient")
+    # Beside a prefix, which keys' gradients do not depend on, a walk over whole tiles is the same and one more.
+    if not walks or (half and not bias):
+        yield "whole"
+    if walks:
         yield "prefix"
+    yield "ragged"
     if direction == "window_gradient":
         windows = not bias
     else:
-        windows = tile in ODD[0] and width in ODD[1][: 1 if bias else None]
+        windows = half and tile in ODD[0] and width in ODD[1][: 1 if bias else None]
         windows &= direction == "forward" or not one_program
     if windows:
         yield "windows"
