@@ -127,8 +127,10 @@ def test_lines_are_all_of_the_table():
     for direction in DIRECTIONS:
         own = [line for line in lines if line.direction == direction]
         assert len({sweep.name(line) for line in own}) == cells
-        kinds = {kind: sum(line.kind == kind for line in own) for kind in ("whole", "prefix", "ragged")}
-        assert kinds["ragged"] == cells == max(kinds["whole"], kinds["prefix"])
+        assert sum(line.kind == "ragged" for line in own) == cells
+        for line in own:
+            if line.numbers == "bfloat16" or line.tile == sweep.ONE_TILE:
+                assert line._replace(kind="whole") in lines or line._replace(kind="prefix") in lines
 
 
 @compiles

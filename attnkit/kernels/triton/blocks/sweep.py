@@ -56,6 +56,8 @@ WITHOUT_PRODUCTS = ("blocks_key_parts",)
 # Tokens of regions that do not fill their tiles; windows fill every other tile.
 RAGGED = {16: 9, 32: 25, 64: 49, 128: 100}
 WINDOWS = {16: 9, 32: 32, 64: 49, 128: 128}
+# The tile for which float32 is compiled in whole tiles too.
+ONE_TILE = 64
 # What windows are compiled for where they run the kernels of regions: tiles, and widths, the first one with a bias.
 ODD = (64, 128), (32, 128)
 # A prefix of one token is compiled as a constant.
@@ -165,15 +167,17 @@ def _kinds(direction: str, numbers: Numbers, tile: int, width: int, bias: bool) 
     one_program = tile <= tokens and width <= widest
     if direction == "window_gradient" and not one_program:
         return
-    half = dtype_of(numbers).itemsize == 2
+    half, small = dtype_of(numbers).itemsize == 2, direction == "window_gradient"
     walks = direction in ("forward", "query_gradient")
-    # Beside a prefix, which keys' gradients do not depend on, a walk over whole tiles is the same and one more.
-    if not walks or (half and not bias):
-        yield "whole"
-    if walks:
-        yield "prefix"
     yield "ragged"
-    if direction == "window_gradient":
+    # Float32 has no more columns in whole tiles than a list of keys has, which takes more registers: one tile tells.
+    if half or small or tile == ONE_TILE:
+        # Beside a prefix, which keys' gradients do not depend on, a walk over whole tiles is the same and one more.
+        if not walks or (half and not bias):
+            yield "whole"
+        if walks:
+            yield "prefix"
+    if small:
         windows = not bias
     else:
         windows = half and tile in ODD[0] and width in ODD[1][: 1 if bias else None]
