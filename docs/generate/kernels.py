@@ -128,8 +128,10 @@ def tables(family: str, sweep: Family) -> str:
     found = stored(family)
     if not found["lines"]:
         return f"### {sweep.TITLE}\n\nNot compiled yet."
-    parts = [f"### {sweep.TITLE}", f"Compiled by Triton {found['triton']}."]
-    names = list(named(sweep))
+    every = named(sweep)
+    names, calls = list(every), sum(map(len, every.values()))
+    compiled = f"Compiled by Triton {found['triton']}: {len(names):,} lines, for {calls:,} kinds of calls in all."
+    parts = [f"### {sweep.TITLE}", compiled]
     for device, title in DEVICES.items():
         limit = devices.SHARED[device] // 1024
         parts += [f"#### {title}", f"Shared memory of a program: {limit} KiB at most."]
