@@ -15,7 +15,7 @@ from attnkit.kernels.triton.devices import device_class as device_class_of
 from attnkit.kernels.triton.launch import precision
 
 # Columns at most where they are a list of tokens, of which threads hold as many as there are columns: with 64 of them
-# kernels take a third more registers.
+# kernels take a third more registers. So they do where a prefix is walked over before whole tiles are.
 LISTED = 32
 
 
@@ -91,7 +91,7 @@ class Call:
         rows, columns, warps, stages = self.config(direction, self.query_slots)
         columns = min(columns, tile(self.listed))
         gaps = self.tables.padded[1] or self.key_mask is not None
-        if gaps or self.key_slots % columns:
+        if gaps or self.key_slots % columns or self.tables.prefix:
             columns = min(columns, LISTED)
         constants = {
             **self.widths(),

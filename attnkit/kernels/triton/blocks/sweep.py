@@ -56,7 +56,7 @@ WITHOUT_PRODUCTS = ("blocks_key_parts",)
 # Tokens of regions that do not fill their tiles; windows fill every other tile.
 RAGGED = {16: 9, 32: 25, 64: 49, 128: 100}
 WINDOWS = {16: 9, 32: 32, 64: 49, 128: 128}
-# The tile for which float32, and what has a bias, is compiled in whole tiles too.
+# The tile for which float32, and what has a bias or a prefix, is compiled in whole tiles too.
 ONE_TILE = 64
 # What windows are compiled for where they run the kernels of regions: tiles, and widths, the first one with a bias.
 ODD = (64, 128), (32, 128)
@@ -170,13 +170,12 @@ def _kinds(direction: str, numbers: Numbers, tile: int, width: int, bias: bool) 
     half, small = dtype_of(numbers).itemsize == 2, direction == "window_gradient"
     walks = direction in ("forward", "query_gradient")
     yield "ragged"
-    # Elsewhere whole tiles have no more columns than a list of keys has, which takes more registers: one tile tells.
-    if (half and not bias) or small or tile == ONE_TILE:
-        # Beside a prefix, which keys' gradients do not depend on, a walk over whole tiles is the same and one more.
-        if not walks or (half and not bias):
-            yield "whole"
-        if walks:
-            yield "prefix"
+    # Elsewhere, and beside a prefix, whole tiles have no more columns than a list of keys has, which takes more
+    # registers: one tile tells. A prefix, which keys' gradients do not depend on, is walked over in addition.
+    if (half and not bias) or small or (tile == ONE_TILE and not walks):
+        yield "whole"
+    if tile == ONE_TILE and walks:
+        yield "prefix"
     if small:
         windows = not bias
     else:
