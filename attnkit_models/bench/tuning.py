@@ -237,7 +237,7 @@ def _run(kernel: Kernel, layout: Blocks, bias_dtype: torch.dtype, batch: int, ge
             leaves.append(bias.requires_grad_(backward))
     padded = [order.padded, order.padded]
     cuts = (order.token, order.slot, order.token, order.slot, layout.index, None)
-    tables = (*cuts, bias, layout.prefix, padded, width**-0.5)
+    tables = (*cuts, bias, layout.prefix, padded, width**-0.5, None)
     if not backward:
         return lambda: [BLOCKS.op(*leaves[:3], *tables)[0]]
     out = BLOCKS.op(*leaves[:3], *tables)[0]
