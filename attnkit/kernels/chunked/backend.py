@@ -23,7 +23,7 @@ FAMILIES: dict[type[Layout], Family] = {
 
 
 class ChunkedBackend(MeasuredBackend):
-    """Hand-written passes over pieces that fit the cache, which keep nothing but the output and the lse."""
+    """Hand-written passes over pieces that fit the cache, which keep nothing but the output and two numbers a query."""
 
     name: ClassVar[str] = "chunked"
 

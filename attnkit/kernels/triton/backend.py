@@ -32,7 +32,8 @@ _INTERPRETED = "" if _MISSING else ", or set TRITON_INTERPRET=1 before Python st
 
 
 class TritonBackend(MeasuredBackend):
-    """Hand-written Triton kernels, which read and write tokens where they stand and keep the output and the lse."""
+    """Hand-written Triton kernels, which read and write tokens where they stand and keep the output and two
+    numbers a query."""
 
     name: ClassVar[str] = "triton"
     on_demand: ClassVar[str] = "Triton interprets its kernels, on demand of TRITON_INTERPRET" if INTERPRETING else ""
