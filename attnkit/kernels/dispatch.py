@@ -64,9 +64,9 @@ class use_backend:
     """Context manager: every call inside runs on one backend, or raises if it cannot.
 
     Args:
-        name: `"reference"`, `"sdpa"`, `"chunked"`, `"gather"`, `"flex"`, or several separated by commas, the first that
-            can run a call being used; `None` or `"auto"` returns to the automatic choice, `"flex,auto"` to it where
-            flex refuses.
+        name: `"reference"`, `"sdpa"`, `"chunked"`, `"gather"`, `"flex"`, `"triton"`, `"xformers"`, or several separated
+            by commas, the first that can run a call being used; `None` or `"auto"` returns to the automatic choice,
+            `"flex,auto"` to it where flex refuses.
 
     Raises:
         BackendError: for an unknown name, at once.
