@@ -13,6 +13,8 @@ import attnkit
 from attnkit.cli import doctor, main
 from attnkit.cli.commands import app
 from attnkit.cli.invocation import invocation
+from attnkit.kernels import dispatch
+from attnkit.kernels.reference import ReferenceBackend
 from attnkit.registry import BACKENDS
 from attnkit.testing import KINDS
 
@@ -71,11 +73,22 @@ def test_doctor(capsys):
     assert f"attnkit {attnkit.__version__}" in report
     assert "reference on cpu: runs dense, stencil, blocks, token_sets, token_mask" in report
     assert "gather on cpu: runs stencil, blocks, token_sets\n    not dense: " in report
-    assert "chunked on cpu: runs stencil in part (windows cut at the border, strides, dilations), blocks" in report
-    assert "    not stencil with windows moved inside at the border: a stencil with border='clamp'" in report
     assert "xformers on cpu: runs nothing: xformers has attention for cuda only" in report
     assert "    not blocks with routed regions: routed blocks see several runs of keys" in report
     assert report.count("q lies on cpu, and its kernels are for GPUs") == 1
+
+
+def test_doctor_says_what_runs_in_part(monkeypatch):
+    class Plain(ReferenceBackend):
+        def why_not(self, call):
+            return () if call.layout.key_mask is None else ("it takes no key mask",)
+
+    monkeypatch.setitem(BACKENDS, "plain", "unused")
+    monkeypatch.setitem(dispatch._backends, "plain", Plain())
+    lines = doctor._try("plain", "cpu").splitlines()
+    in_part = "stencil, blocks in part (windows, routed regions), token_sets in part (lists of keys), token_mask"
+    assert lines[0].startswith(f"runs dense in part (all keys), {in_part}")
+    assert "    not blocks with hidden keys: it takes no key mask" in lines
 
 
 def test_doctor_knows_every_kind_of_layout():
