@@ -88,8 +88,6 @@ def _stencil_reasons(call: AttendCall, layout: Stencil) -> list[str]:
         reasons.append(f"v is {call.v.dtype}; its kernels take float32, bfloat16 and float16")
     if layout.grid.ndim > AXES:
         reasons.append(f"the grid has {layout.grid.ndim} axes, and its kernels have addresses for {AXES}")
-    if call.needs_grad:
-        reasons.append("its kernels of stencils have no backward pass yet")
     return reasons
 
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from attnkit import Grid, attend
+from attnkit.kernels.ops.registering import OpPair
+from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.layouts import RelativeTable, Stencil
 from attnkit.testing import random_layout, random_qkv, random_tensor
 from attnkit.testing.oracle import dense_attention
 from attnkit.testing.tolerance import assert_within_budget, naive_attention, naive_lse
 
-ITEMS, HEADS = 2, 3
+ITEMS, HEADS = 2, 2
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Case:
         learned: whether all queries are one number, as those of learned queries are.
         tables: what bias and gain are: `"table"`, relative, the first two dimensions of a tensor for every pair, or
             None.
-        options: `widths` (D and Dv), `dtype`, `scores`, the dtype of q and k where it is another, and `size` of the
-            largest logit.
+        options: `items`, as many as layout and tables vary over where not given, `heads`, one
+            or, of learned queries, two where not given, `widths` (D and Dv), `dtype`, `scores`, the dtype of q and k
+            where it is another, and `size` of the largest logit.
     """
 
     layout: Callable[[], Stencil]
@@ -60,7 +63,7 @@ WINDOWS: dict[str, tuple[Callable[[], Stencil], tuple[Any, Any]]] = {
     ),
     "strides 1 and 3, a bias per pair": (lambda: Stencil(Grid(6, 11), 3, stride=(1, 3)), ((ITEMS, HEADS), None)),
     "dilation 2, a gain per pair": (lambda: Stencil(Grid(9, 8), 3, dilation=2), (None, (1, 1))),
-    "dilations 2 and 3, stride 2": (lambda: Stencil(Grid(9, 10), 3, stride=2, dilation=(2, 3)), ("table", (1, HEADS))),
+    "dilations 2 and 3, stride 2": (lambda: Stencil(Grid(7, 8), 3, stride=2, dilation=(2, 3)), ("table", (1, 1))),
     "dilation 4, stride 2": (lambda: Stencil(Grid(13), 5, stride=2, dilation=4), ("table", "table")),
     "stride 6, dilation 4": (lambda: Stencil(Grid(31, prefix=1), 3, stride=6, dilation=4), (None, None)),
     "a sequence": (lambda: Stencil(Grid(37), 5), ("table", "table")),
@@ -89,6 +92,12 @@ _SMALL = Grid(6, 7, prefix=1)
 CASES |= {
     "projected, narrow heads": Case(lambda: Stencil(_SMALL, 3), options={"widths": (3, 1)}),
     "projected, heads of 80": Case(lambda: Stencil(Grid(5, 5), 3), options={"widths": (80, 40)}),
+    "projected, three heads of two items": Case(
+        lambda: Stencil(_SMALL, 3), False, ("table", (1, 1)), {"widths": (16, 16), "items": 2, "heads": 3}
+    ),
+    "learned, three heads of two items": Case(
+        lambda: Stencil(_SMALL, 3), True, ("table", (1, 1)), {"widths": (1, 8), "items": 2, "heads": 3}
+    ),
     "learned, heads of 24": Case(lambda: Stencil(_SMALL, 3), True, ("table", None), {"widths": (1, 24)}),
     "learned, heads of 100": Case(lambda: Stencil(Grid(5, 5), 3), True, (None, None), {"widths": (1, 100)}),
     "learned, queries of four numbers": Case(lambda: Stencil(_SMALL, 3), True, ("table", None), {"widths": (4, 8)}),
@@ -131,7 +140,10 @@ def inputs_of(case: Case, layout: Stencil, device: str) -> list[Tensor]:
     options = case.options
     dtype, widths = options.get("dtype", torch.float32), options.get("widths", (1, 8))
     sizes = (1 if case.learned else layout.num_queries, layout.num_keys)
-    q, k, v = random_qkv(sizes, batch=ITEMS, heads=HEADS, head_dim=widths[0], value_dim=widths[1], dtype=torch.float32)
+    forms = [form[0] for form in case.tables if isinstance(form, tuple)]
+    own = [HEADS if case.learned else 1, layout.lead[1], *(form[1] for form in case.tables if isinstance(form, tuple))]
+    items, heads = options.get("items", max([layout.lead[0], *forms])), options.get("heads", max(own))
+    q, k, v = random_qkv(sizes, batch=items, heads=heads, head_dim=widths[0], value_dim=widths[1], dtype=torch.float32)
     scores = options.get("scores", dtype)
     size = options.get("size")
     if size is not None:
@@ -139,7 +151,7 @@ def inputs_of(case: Case, layout: Stencil, device: str) -> list[Tensor]:
     found = [q.to(scores), k.to(scores), v.to(dtype)]
     for seed, form in enumerate(case.tables):
         if form == "table":
-            found.append(random_tensor(HEADS, *(5,) * layout.grid.ndim, seed=seed, dtype=torch.float32))
+            found.append(random_tensor(heads, *(5,) * layout.grid.ndim, seed=seed, dtype=torch.float32))
         elif form is not None:
             found.append(random_tensor(*form, layout.num_queries, layout.num_keys, seed=seed, dtype=torch.float32))
     return [one.to(device) for one in found]
@@ -200,3 +212,80 @@ def check(case: Case, device: str, grad: bool = True) -> None:
         assert_within_budget(
             one.where(seeing, 0), right.where(seeing, 0), naive.where(seeing, 0), scale=size, multiple=6.0, what=name
         )
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A call of the operator itself, on a grid of 5 x 6 tokens beside a prefix token.
+
+    Attributes:
+        shared: whether there is one query for all.
+        widths: D and Dv.
+        bias, gain: their first two dimensions and their query sizes, or None.
+        clamped: whether windows are moved inside the grid.
+        reached: which outputs have a gradient: out, lse.
+        needs: which gradients are asked for: q, k, v, bias, gain.
+    """
+
+    shared: bool
+    widths: tuple[int, int] = (4, 8)
+    bias: tuple[int, int, int, int] | None = None
+    gain: tuple[int, int, int, int] | None = None
+    clamped: bool = False
+    reached: tuple[bool, bool] = (True, True)
+    needs: tuple[bool, bool, bool, bool, bool] = (True, True, True, False, False)
+
+
+ALL = (True, True, True, True, True)
+OPERATORS: dict[str, Operands] = {
+    "one query, with its gradient": Operands(True, (1, 8)),
+    "one query of four numbers, with its gradient": Operands(True),
+    "one query, the gradient of q only": Operands(True, (1, 8), needs=(True, False, False, False, False)),
+    "one query, clamped": Operands(True, clamped=True),
+    "gradients of the lse only": Operands(False, reached=(False, True)),
+    "the gradient of q only": Operands(False, needs=(True, False, False, False, False)),
+    "the gradient of v only": Operands(False, needs=(False, False, True, False, False)),
+    "one query, the gradient of v only": Operands(True, (1, 8), needs=(False, False, True, False, False)),
+    "tables for all items and heads": Operands(False, bias=(1, 1, 1, 1), gain=(1, 1, 1, 1), needs=ALL),
+    "one query, tables for all items and heads": Operands(True, (1, 8), (1, 1, 1, 1), (1, 1, 1, 1), needs=ALL),
+    "a bias per item and row, a gain per head and column": Operands(
+        False, bias=(ITEMS, 1, 5, 1), gain=(1, HEADS, 1, 6), needs=ALL
+    ),
+    "one query, a bias per row, a gain per pair": Operands(
+        True, (1, 8), (1, 1, 5, 1), (ITEMS, HEADS, 5, 6), needs=(False, False, False, True, True)
+    ),
+    "clamped, a bias per pair, a gain per head": Operands(
+        False, bias=(ITEMS, HEADS, 5, 6), gain=(1, HEADS, 1, 1), clamped=True, needs=ALL
+    ),
+}
+
+
+def check_operator(case: Operands, pair: OpPair, device: str) -> None:
+    """Holds the operators of a pair, forward and backward, to those of the CPU in float64."""
+    q, k, v = random_qkv(
+        (1 if case.shared else 30, 31), batch=ITEMS, heads=HEADS, head_dim=case.widths[0], value_dim=case.widths[1]
+    )
+    tables = [
+        None if form is None else random_tensor(*form[:2], 10, *form[2:], seed=seed)
+        for seed, form in enumerate((case.bias, case.gain))
+    ]
+    window = ([5, 6], 1, [3, 3], [1, 1], [1, 1], case.clamped, 0.4)
+    found = []
+    for one, dtype, where in ((pair, torch.float32, device), (STENCIL, torch.float64, "cpu")):
+        place = [None if tensor is None else tensor.to(where, dtype) for tensor in (q, k, v, *tables)]
+        if one is STENCIL:
+            # The oracle gets tables without broadcasts, whose gradients are added up here.
+            place[3:] = [None if table is None else table.expand(ITEMS, HEADS, 10, 5, 6).clone() for table in place[3:]]
+        out, total, peak = outputs = one.op(*place, None, *window)
+        # Kernels may subtract another number than the largest logit; what arrives at the lse is the same.
+        grads = [
+            random_tensor(*out.shape, seed=0).to(where, dtype) if case.reached[0] else None,
+            random_tensor(*total.shape, seed=1).to(where, dtype) / total if case.reached[1] else None,
+        ]
+        grads = one.backward_op(*grads, None, *outputs, *place, None, *window, list(case.needs))
+        wanted = [tensor for tensor, need in zip((q, k, v, *tables), case.needs, strict=True) if need]
+        summed = [grad.sum_to_size(like.shape) for grad, like in zip(grads, wanted, strict=True)]
+        found.append([out, total.log() + peak, *summed])
+    assert len(found[0]) == 2 + sum(case.needs)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.cpu().double(), other, rtol=2e-5, atol=2e-5)

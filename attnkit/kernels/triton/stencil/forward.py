@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.stencil.windows import (
+    COUNTS,
     FAR,
     INFINITY,
     place_of,
@@ -26,7 +27,7 @@ from attnkit.kernels.triton.stencil.windows import (
 from attnkit.kernels.triton.tiles import placed, put_rows, rows_at
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stencil_forward(
     q,
     k,

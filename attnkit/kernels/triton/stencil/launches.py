@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attnkit.kernels.triton.devices import device_class as device_class_of
 from attnkit.kernels.triton.launch import Launch
-from attnkit.kernels.triton.stencil import configs
-from attnkit.kernels.triton.stencil.configs import AXES, Config, Direction, padded_dim
+from attnkit.kernels.triton.stencil.call import Call, Windows, numbered, tiles_of, with_strides
 from attnkit.kernels.triton.stencil.forward import stencil_forward
+from attnkit.kernels.triton.stencil.key_gradient import stencil_key_gradient
 from attnkit.kernels.triton.stencil.learned_forward import learned_forward
-
-# Tokens visited at once at most where there is a bias or a gain.
-TABLED = 32
-
-
-class Windows(NamedTuple):
-    """The operator's arguments behind q, k and v."""
-
-    bias: Tensor | None
-    gain: Tensor | None
-    seen: Tensor | None
-    sizes: list[int]
-    prefix: int
-    kernels: list[int]
-    strides: list[int]
-    dilations: list[int]
-    clamped: bool
-    scale: float
+from attnkit.kernels.triton.stencil.learned_gradient import learned_gradient
+from attnkit.kernels.triton.stencil.query_gradient import stencil_query_gradient
+from attnkit.kernels.triton.stencil.sums import Found, delta_of, prefix_gradient, table_gradients
 
 
 class Forward(NamedTuple):
@@ -43,101 +28,18 @@ class Forward(NamedTuple):
     peak: Tensor
 
 
-class _Call:
-    """One call's tensors and windows as kernels take them, on three axes.
+class Backward(NamedTuple):
+    """The launches of the backward pass, in order, and what they write.
 
-    Args:
-        q: queries (B, heads, N, D), or (B, heads, 1, D) for all.
-        k: keys (B, heads, Nk, D).
-        v: values (B, heads, Nk, Dv).
-        windows: the rest of the operator's arguments.
-        device_class: which line of the table of configurations holds; that of q's device where not given.
+    Attributes:
+        launches: to be run one after another.
+        after: to be called in order once they have run; they fill gradients from sums that the launches left.
+        gradients: those of q, k, v, bias and gain; None for what was not asked for.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows, device_class: str | None) -> None:
-        self.q, self.k, self.v, self.windows = q, k, v, windows
-        self.batch, self.heads, _, self.value_width = v.shape
-        self.width = q.shape[3]
-        self.device_class = device_class or (device_class_of(q.device) if q.is_cuda else "sm_90")
-        line = (1,) * (AXES - len(windows.sizes))
-        self.sizes, self.kernels = (*line, *windows.sizes), (*line, *windows.kernels)
-        self.strides, self.dilations = (*line, *windows.strides), (*line, *windows.dilations)
-        self.query_sizes = [(size - 1) // step + 1 for size, step in zip(self.sizes, self.strides, strict=True)]
-        common = [math.gcd(step, far) for step, far in zip(self.strides, self.dilations, strict=True)]
-        # How far queries lie apart that see keys of one class.
-        self.steps = [far // one for far, one in zip(self.dilations, common, strict=True)]
-        self.inverses = [
-            pow(step // one, -1, apart) if apart > 1 else 0
-            for step, one, apart in zip(self.strides, common, self.steps, strict=True)
-        ]
-        self.queries = math.prod(self.query_sizes)
-        self.axes = max([at for at in range(1, AXES + 1) if self.sizes[AXES - at] > 1], default=1)
-        # Triton reads bytes.
-        seen = windows.seen
-        self.seen = None if seen is None else seen.contiguous().view(torch.uint8)
-        # Queries that are all the same have kernels of their own where windows are not moved.
-        self.learned = q.shape[2] == 1 and not windows.clamped
-
-    def config(self, direction: Direction) -> Config:
-        width = max(self.width, self.value_width)
-        rounded = precision() == "tf32"
-        return configs.configuration(direction, max(self.kernels), width, self.v.dtype, self.device_class, rounded)
-
-    def columns(self, config: Config) -> int:
-        """Tokens visited at once: fewer beside a bias or gain, whose addresses take registers for each pair."""
-        tabled = self.windows.bias is not None or self.windows.gain is not None
-        return min(config.columns, TABLED) if tabled else config.columns
-
-    def patch(self, rows: int) -> dict[str, int]:
-        """Sides of a patch of so many tokens, powers of two: square or twice as wide as high."""
-        across = rows if self.axes == 1 else 1 << (rows.bit_length() // 2)
-        return {"ROWS1": rows // across, "ROWS2": across}
-
-    def tables(self) -> dict[str, Any]:
-        windows = self.windows
-        found: dict[str, Any] = {}
-        for name, table in (("bias", windows.bias), ("gain", windows.gain)):
-            found |= with_strides(name, None if table is None else on_three_axes(table), "bhp012")
-        return {**found, **with_strides("seen", self.seen, "bh")}
-
-    def grid(self) -> dict[str, Any]:
-        """What every kernel takes of the windows."""
-        return {
-            "heads": self.heads,
-            "prefix": self.windows.prefix,
-            **_numbered("size", self.sizes),
-            **_numbered("queries", self.query_sizes),
-            **_numbered("kernel", self.kernels),
-            **_numbered("stride", self.strides),
-            **_numbered("dilation", self.dilations),
-        }
-
-    def varying(self) -> dict[str, bool]:
-        tables = (("BIAS_VARIES", self.windows.bias), ("GAIN_VARIES", self.windows.gain))
-        return {name: table is not None and table[0, 0, 0].numel() > 1 for name, table in tables}
-
-    def widths(self) -> dict[str, int]:
-        return {
-            "WIDTH": self.width,
-            "VALUE_WIDTH": self.value_width,
-            "BLOCK_D": padded_dim(self.width),
-            "BLOCK_V": padded_dim(self.value_width),
-        }
-
-    def scored(self) -> tuple[Tensor, Tensor, float]:
-        """Query, keys and scale of a learned query, the keys one number wide."""
-        if self.width == 1:
-            return self.q, self.k, self.windows.scale
-        scores = (self.k.float() * self.q.float()).sum(3, keepdim=True)
-        return self.q.new_ones(1, 1, 1, 1, dtype=torch.float32), scores, self.windows.scale
-
-    def heads_of(self, columns: int) -> dict[str, int]:
-        """How many heads a program has, and how wide they are, for so many numbers of a token."""
-        width = power_of_two(self.value_width)
-        # Heads that do not lie beside each other would be read from as many places.
-        beside = self.v.stride(1) == self.value_width and self.v.stride(3) == 1
-        heads = max(1, min(columns // width, power_of_two(self.heads))) if beside else 1
-        return {"BLOCK_H": heads, "BLOCK_V": width}
+    launches: list[Launch]
+    after: list[Callable[[], Any]]
+    gradients: list[Tensor | None]
 
 
 def forward_of(q: Tensor, k: Tensor, v: Tensor, windows: Windows, device_class: str | None = None) -> Forward:
@@ -150,52 +52,74 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, windows: Windows, device_class: 
         windows: the operator's other arguments.
         device_class: one of `attnkit.kernels.triton.devices.DEVICE_CLASSES`; that of q's device where not given.
     """
-    call = _Call(q, k, v, windows, device_class)
+    call = Call(q, k, v, windows, device_class)
     out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)
     total, peak = (v.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32) for _ in range(2))
     make = _learned_forward if call.learned else _forward
     return Forward(make(call, {**with_strides("out", out, "bhnd"), "total": total, "peak": peak}), out, total, peak)
 
 
-def precision() -> str:
-    """How float32 numbers are multiplied, as PyTorch is told to: `"tf32"` where that is allowed, else `"ieee"`."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def backward_of(
+    grad_out: Tensor | None,
+    grad_total: Tensor | None,
+    out: Tensor,
+    total: Tensor,
+    peak: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Windows,
+    needs: Sequence[bool],
+    device_class: str | None = None,
+) -> Backward:
+    """The backward pass of `attnkit::stencil`, with the arguments of its operator; see `forward_of`."""
+    call = Call(q, k, v, windows, device_class)
+    if grad_out is None:
+        grad_out = v.new_zeros(()).expand(out.shape)
+    delta = torch.empty_like(total)
+    given = {"delta": delta, **with_strides("grad_out", grad_out, "bhnd"), "total": total, "peak": peak}
+    launches, after = [delta_of(call, given, grad_total, out)], []
+    gradients = [
+        torch.empty_like(one) if need and one is not None else None
+        for one, need in zip((q, k, v, windows.bias, windows.gain), needs, strict=True)
+    ]
+    pairs = _learned_gradients if call.learned else _gradients
+    found = pairs(call, given, gradients)
+    launches += found[0]
+    after += found[1]
+    found = table_gradients(call, given, gradients[3:])
+    return Backward([*launches, *found[0]], [*after, *found[1]], gradients)
 
 
-def _forward(call: _Call, answers: dict[str, Any]) -> Launch:
+def _forward(call: Call, answers: dict[str, Any]) -> Launch:
     config = call.config("forward")
     patch = call.patch(config.rows)
     # Of each class; there are as many as steps.
     lengths = [-(-size // step) for size, step in zip(call.query_sizes, call.steps, strict=True)]
-    tiles = _tiles(lengths, patch)
+    tiles = tiles_of(lengths, patch)
     arguments = {
-        **with_strides("q", call.q, "bhnd"),
-        **with_strides("k", call.k, "bhnd"),
-        **with_strides("v", call.v, "bhnd"),
         **answers,
-        **call.tables(),
-        "scale": call.windows.scale,
-        **call.grid(),
-        **_numbered("step", call.steps),
-        **_numbered("tiles", tiles),
+        **call.inputs(),
+        **numbered("step", call.steps),
+        **numbered("tiles", tiles),
     }
     constants = {
         **call.widths(),
         **patch,
-        "BLOCK_N": call.columns(config),
+        "BLOCK_N": config.columns,
         "AXES": call.axes,
         "CLAMPED": call.windows.clamped,
         "PREFIX": call.windows.prefix > 0,
-        "PRECISION": precision(),
+        "PRECISION": call.precision,
     }
     grid = (math.prod(tiles) * math.prod(call.steps) * call.batch * call.heads,)
     return Launch(stencil_forward, grid, arguments, constants, config.warps, config.stages)
 
 
-def _learned_forward(call: _Call, answers: dict[str, Any]) -> Launch:
+def _learned_forward(call: Call, answers: dict[str, Any]) -> Launch:
     config = call.config("learned_forward")
     patch, heads = call.patch(config.rows), call.heads_of(config.columns)
-    tiles = _tiles(call.query_sizes, patch)
+    tiles = tiles_of(call.query_sizes, patch)
     q, k, scale = call.scored()
     arguments = {
         **with_strides("q", q, "bh"),
@@ -205,7 +129,7 @@ def _learned_forward(call: _Call, answers: dict[str, Any]) -> Launch:
         **call.tables(),
         "scale": scale,
         **call.grid(),
-        **_numbered("tiles", tiles),
+        **numbered("tiles", tiles),
     }
     constants = {
         "VALUE_WIDTH": call.value_width,
@@ -218,27 +142,119 @@ def _learned_forward(call: _Call, answers: dict[str, Any]) -> Launch:
     return Launch(learned_forward, grid, arguments, constants, config.warps, config.stages)
 
 
-def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
-    """A tensor and its first strides, 0 where it broadcasts."""
-    found: dict[str, Any] = {name: tensor}
-    for axis, letter in enumerate(axes):
-        found[f"{name}_{letter}"] = 0 if tensor is None or tensor.shape[axis] == 1 else tensor.stride(axis)
-    return found
+def _gradients(call: Call, given: dict[str, Any], gradients: list[Tensor | None]) -> Found:
+    """Gradients of q, k and v where every place has its query."""
+    launches, after = [], []
+    grad_q, grad_k, grad_v = gradients[:3]
+    if grad_q is not None:
+        target = grad_q
+        if call.q.shape[2] < call.queries:
+            target = call.q.new_empty(call.batch, call.heads, call.queries, call.width, dtype=torch.float32)
+            after.append(lambda: grad_q.copy_(target.sum(2, keepdim=True)))
+        launches.append(_query_gradient(call, given, target))
+    if grad_k is not None or grad_v is not None:
+        grad_k = torch.empty_like(call.k) if grad_k is None else grad_k
+        grad_v = torch.empty_like(call.v) if grad_v is None else grad_v
+        launches.append(_key_gradient(call, given, grad_k, grad_v))
+        if call.windows.prefix:
+            prefixed = prefix_gradient(call, given, grad_k, grad_v, call.q, call.k, call.windows.scale)
+            launches.append(prefixed[0])
+            after.append(prefixed[1])
+    return launches, after
 
 
-def on_three_axes(table: Tensor) -> Tensor:
-    """A view (B or 1, heads or 1, places, sizes or 1s along three axes) of a bias or gain."""
-    return table.view(*table.shape[:3], *(1,) * (AXES + 3 - table.ndim), *table.shape[3:])
+def _learned_gradients(call: Call, given: dict[str, Any], gradients: list[Tensor | None]) -> Found:
+    """Gradients of q, k and v where all queries are one."""
+    grad_q, grad_k, grad_v = gradients[:3]
+    if grad_q is None and grad_k is None and grad_v is None:
+        return [], []
+    q, k, scale = call.scored()
+    grad_v = torch.empty_like(call.v) if grad_v is None else grad_v
+    after: list[Callable[[], Any]] = []
+    if grad_q is None and k is call.k:
+        scores = torch.empty_like(k) if grad_k is None else grad_k
+    else:
+        # Of the scores, which are numbers of q and k.
+        if k is call.k:
+            k, q = k.float() * q.float(), q.new_ones(1, 1, 1, 1, dtype=torch.float32)
+        scores = torch.empty_like(k)
+    config = call.config("learned_gradient")
+    patch, heads = call.patch(config.rows), call.heads_of(config.columns)
+    tiles = tiles_of(call.sizes, patch)
+    arguments = {
+        **with_strides("grad_k", scores, "bhn"),
+        **with_strides("grad_v", grad_v, "bhnd"),
+        **given,
+        **with_strides("q", q, "bh"),
+        **with_strides("k", k, "bhn"),
+        **with_strides("v", call.v, "bhnd"),
+        **call.tables(),
+        "scale": scale,
+        **call.grid(),
+        **numbered("tiles", tiles),
+    }
+    constants = {"VALUE_WIDTH": call.value_width, **patch, **heads, **call.varying()}
+    grid = (math.prod(tiles) * -(-call.heads // heads["BLOCK_H"]) * call.batch,)
+    launches = [Launch(learned_gradient, grid, arguments, constants, config.warps, config.stages)]
+    if call.windows.prefix:
+        launch, last = prefix_gradient(call, given, scores, grad_v, q, k, scale)
+        launches.append(launch)
+        after.append(last)
+    if scores is not grad_k:
+        if grad_k is not None:
+            after.append(lambda: grad_k.copy_(scores * call.q))
+        if grad_q is not None:
+            after.append(lambda: grad_q.copy_((scores * call.k).sum(2, keepdim=True)))
+    return launches, after
 
 
-def power_of_two(number: int) -> int:
-    """The smallest power of two that is not below a number."""
-    return 1 << (number - 1).bit_length()
+def _query_gradient(call: Call, given: dict[str, Any], grad_q: Tensor) -> Launch:
+    config = call.config("query_gradient")
+    patch = call.patch(config.rows)
+    lengths = [-(-size // step) for size, step in zip(call.query_sizes, call.steps, strict=True)]
+    tiles = tiles_of(lengths, patch)
+    arguments = {
+        **with_strides("grad_q", grad_q, "bhnd"),
+        **given,
+        **call.inputs(),
+        **numbered("step", call.steps),
+        **numbered("tiles", tiles),
+    }
+    constants = {
+        **call.widths(),
+        **patch,
+        "BLOCK_N": config.columns,
+        "AXES": call.axes,
+        "CLAMPED": call.windows.clamped,
+        "PREFIX": call.windows.prefix > 0,
+        "PRECISION": call.precision,
+    }
+    grid = (math.prod(tiles) * math.prod(call.steps) * call.batch * call.heads,)
+    return Launch(stencil_query_gradient, grid, arguments, constants, config.warps, config.stages)
 
 
-def _numbered(name: str, numbers: Any) -> dict[str, int]:
-    return {f"{name}{axis}": int(number) for axis, number in enumerate(numbers)}
-
-
-def _tiles(lengths: list[int], patch: dict[str, int]) -> list[int]:
-    return [lengths[0], -(-lengths[1] // patch["ROWS1"]), -(-lengths[2] // patch["ROWS2"])]
+def _key_gradient(call: Call, given: dict[str, Any], grad_k: Tensor, grad_v: Tensor) -> Launch:
+    config = call.config("key_gradient")
+    patch = call.patch(config.rows)
+    # Of each class; there are as many as the dilation has remainders.
+    lengths = [-(-size // far) for size, far in zip(call.sizes, call.dilations, strict=True)]
+    tiles = tiles_of(lengths, patch)
+    arguments = {
+        **with_strides("grad_k", grad_k, "bhnd"),
+        **with_strides("grad_v", grad_v, "bhnd"),
+        **given,
+        **call.inputs(),
+        **numbered("step", call.steps),
+        **numbered("inverse", call.inverses),
+        **numbered("tiles", tiles),
+    }
+    constants = {
+        **call.widths(),
+        **patch,
+        "BLOCK_N": config.columns,
+        "AXES": call.axes,
+        "CLAMPED": call.windows.clamped,
+        "PRECISION": call.precision,
+    }
+    grid = (math.prod(tiles) * math.prod(call.dilations) * call.batch * call.heads,)
+    return Launch(stencil_key_gradient, grid, arguments, constants, config.warps, config.stages)

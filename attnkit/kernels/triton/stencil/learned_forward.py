@@ -13,11 +13,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.stencil.windows import INFINITY, tile_of
+from attnkit.kernels.triton.stencil.windows import COUNTS, INFINITY, tile_of
 from attnkit.kernels.triton.tiles import placed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def learned_forward(
     q,
     k,
@@ -117,12 +117,14 @@ def learned_forward(
     v += item * v_b + (head[:, None] * v_h + channel[None, :] * v_d)[None, :, :]
     if bias is not None:
         bias += item * bias_b + head[None, :] * bias_h
+        bias_p = tl.cast(bias_p, tl.int64)
         if BIAS_VARIES:
             bias += (query0.to(tl.int64) * bias_0 + query1.to(tl.int64) * bias_1 + query2.to(tl.int64) * bias_2)[
                 :, None
             ]
     if gain is not None:
         gain += item * gain_b + head[None, :] * gain_h
+        gain_p = tl.cast(gain_p, tl.int64)
         if GAIN_VARIES:
             gain += (query0.to(tl.int64) * gain_0 + query1.to(tl.int64) * gain_1 + query2.to(tl.int64) * gain_2)[
                 :, None

@@ -6,22 +6,41 @@ from typing import Any
 
 from torch import Tensor
 
-from attnkit.errors import BackendError
 from attnkit.kernels.ops.stencil import STENCIL, stencil_pair
 from attnkit.kernels.triton.version import INTERPRETING
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
-    from attnkit.kernels.triton.stencil.launches import Windows, forward_of
+    from attnkit.kernels.triton.stencil.call import Windows
+    from attnkit.kernels.triton.stencil.launches import forward_of
 
     found = forward_of(q, k, v, Windows(*rest))
     found.launch.run()
     return found.out, found.total, found.peak
 
 
-def _backward(*given: Any) -> list[Tensor]:
-    raise BackendError("the Triton kernels of stencils have no backward pass yet; backend='gather' has one")
+def _backward(
+    grad_out: Tensor | None,
+    grad_total: Tensor | None,
+    grad_peak: None,
+    out: Tensor,
+    total: Tensor,
+    peak: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    from attnkit.kernels.triton.stencil.call import Windows
+    from attnkit.kernels.triton.stencil.launches import backward_of
+
+    found = backward_of(grad_out, grad_total, out, total, peak, q, k, v, Windows(*rest[:-1]), rest[-1])
+    for launch in found.launches:
+        launch.run()
+    for fill in found.after:
+        fill()
+    return [one for one in found.gradients if one is not None]
 
 
 STENCIL.kernels("CUDA", _forward, _backward)

@@ -17,6 +17,25 @@ import triton
 import triton.language as tl
 
 INFINITY = tl.constexpr(float("inf"))
+# Arguments of kernels that change with the image and on which no load of several numbers at once depends. Triton would
+# compile a kernel anew for each combination of those that are 1, divisible by 16, or neither.
+COUNTS = (
+    *(
+        "heads",
+        "prefix",
+        "queries",
+        "size1",
+        "size2",
+        "queries1",
+        "queries2",
+        "tiles1",
+        "tiles2",
+        "share",
+        "shares",
+        "items",
+    ),
+    *("seen_b", "seen_h", "grad_total_b", "grad_total_h", "bias_b", "bias_h", "gain_b", "gain_h", "batch"),
+)
 # Further away than any window reaches.
 FAR = tl.constexpr(1 << 28)
 
@@ -143,7 +162,21 @@ def place_of(at0, at1, at2, kernel1, kernel2):
 
 
 @triton.jit
-def weights_of(logits, peak, total):
-    """Softmax weights from what the forward pass left: 0 where a query sees nothing, whose peak is -infinity."""
-    base = tl.where(peak == -INFINITY, INFINITY, peak)
-    return tl.exp(logits - base) / total
+def denominators(total, peak, spot):
+    """What is subtracted from each query's logits, and what their powers are multiplied by then, to become weights.
+
+    Infinity and 0 where a query sees nothing and for spots below 0.
+    """
+    there = spot >= 0
+    base = tl.load(peak + spot, mask=there, other=INFINITY)
+    below = tl.load(total + spot, mask=there, other=INFINITY)
+    return tl.where(base == -INFINITY, INFINITY, base), 1.0 / below
+
+
+@triton.jit
+def key_on_axis(query, place, size, stride, dilation, kernel, CLAMPED: tl.constexpr):
+    """The key that a query finds at a place of its window, along an axis, and whether there is one."""
+    rest = query * stride % dilation
+    length = (size - rest + dilation - 1) // dilation
+    number = window_start(query * stride // dilation, length, kernel, CLAMPED) + place
+    return rest + dilation * number, (number >= 0) & (number < length)

@@ -3,20 +3,74 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from attnkit.kernels.triton.stencil import configs
+from attnkit import Grid, attend
+from attnkit.kernels import recording
+from attnkit.kernels.ops.stencil import STENCIL
+from attnkit.kernels.triton.stencil import call, configs, sums
 from attnkit.kernels.triton.stencil.configs import Config
-from tests.kernels.triton.stencil_cases import CASES, check
+from attnkit.kernels.triton.stencil.op import PAIR
+from attnkit.layouts import Stencil
+from attnkit.testing import random_qkv
+from tests.kernels.triton.stencil_cases import CASES, OPERATORS, check, check_operator
 
 
 @pytest.fixture(autouse=True)
 def small_patches(monkeypatch):
     """So that a small problem has several, and columns that do not fill a tile."""
     monkeypatch.setattr(
-        configs, "configuration", lambda direction, *_: Config(32 if "learned" in direction else 16, 16, 1, 1)
+        configs, "configuration", lambda direction, *_: Config(32 if "learned" in direction else 16, 32, 1, 1)
     )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_the_oracle(name):
-    check(CASES[name], "cpu", grad=False)
+    check(CASES[name], "cpu")
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_as_the_other_kernels_of_the_operator(name, monkeypatch):
+    """Every argument of the operator in every form, against the kernels of the CPU in float64."""
+    # Several tiles to a share, and a last share that is not full.
+    monkeypatch.setattr(sums, "ROWS", 16)
+    monkeypatch.setattr(sums, "PREFIXED", (16, 16))
+    monkeypatch.setattr(call, "PROGRAMS", 1)
+    check_operator(OPERATORS[name], PAIR, "cpu")
+
+
+def test_chosen_by_name_only():
+    with recording() as choices:
+        attend(*random_qkv((16, 16), batch=1, heads=1, dtype=torch.float32), Stencil(Grid(4, 4), 3))
+    assert choices[0].backend != "triton"
+    assert "Triton interprets its kernels" in choices[0].reasons["triton"][0]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_no_items(learned):
+    q, k, v = (one[:0].requires_grad_() for one in random_qkv((1 if learned else 16, 16), head_dim=1))
+    q, k, v = (one.float().detach().requires_grad_(not learned or at > 0) for at, one in enumerate((q, k, v)))
+    attend(q.expand(-1, -1, 16, -1), k, v, Stencil(Grid(4, 4), 3), backend="triton").sum().backward()
+    assert k.grad is not None and k.grad.shape == k.shape
+
+
+def test_the_operators_of_the_cpu_stay_their_own():
+    assert PAIR.op is not STENCIL.op
+    given = random_qkv((16, 16), dtype=torch.float64)
+    found, right = (attend(*given, Stencil(Grid(4, 4), 3), backend=one) for one in ("chunked", "reference"))
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_nobody_sees_matters_to_nobody(learned, poison):
+    layout = Stencil(Grid(5, 6, prefix=1), 3).restrict(torch.arange(31) % 4 != 1)
+    hidden = ~layout.key_mask[0, 0, :, None]
+    q, k, v = random_qkv((1 if learned else 31, 31), batch=1, heads=2, head_dim=1, value_dim=4, dtype=torch.float32)
+    found = []
+    for filling in (0.0, poison):
+        leaves = [one.masked_fill(hidden, filling).requires_grad_() for one in (k, v)]
+        out = attend(q.expand(-1, -1, 31, -1), *leaves, layout, backend="triton")
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other) and not one.isnan().any()
