@@ -69,7 +69,7 @@ def test_off_the_cpu_no_cost_decides(on_cuda, monkeypatch):
         "lse": on_cuda(Dense(64), return_lse=True),
     }
     named = {name: dispatch.choose(call) for name, call in chosen.items()}
-    assert named == {"dense": "sdpa", "windows": "triton", "stencil": "triton", "mask": "sdpa", "lse": "reference"}
+    assert named == {"dense": "sdpa", "windows": "triton", "stencil": "triton", "mask": "triton", "lse": "reference"}
     said = dispatch.why_not_others(chosen["stencil"], "gather")
     assert said["sdpa"] == ("it could run; on cuda the first of triton, gather, sdpa, reference that can does",)
     assert said["chunked"] == ("q lies on cuda:0, where the operators of stencils are the triton backend's",)

@@ -19,7 +19,7 @@ from attnkit.kernels.triton.blocks.op import PAIR
 from attnkit.kernels.triton.stencil.configs import AXES
 from attnkit.kernels.triton.stencil.op import PAIR as STENCIL_PAIR
 from attnkit.kernels.triton.token_sets.op import PAIR as TOKEN_PAIR
-from attnkit.kernels.triton.token_sets.shares import shown_nearly_all
+from attnkit.kernels.triton.token_sets.shares import dense_instead
 from attnkit.kernels.triton.version import INTERPRETING, missing
 from attnkit.layouts import Blocks, Layout, Stencil, TokenMask, TokenSets
 
@@ -65,7 +65,7 @@ class TritonBackend(MeasuredBackend):
         return tuple(reasons)
 
     def dense_instead(self, call: AttendCall) -> str:
-        return shown_nearly_all(call.layout) if isinstance(call.layout, (TokenMask, TokenSets)) else ""
+        return dense_instead(call) if isinstance(call.layout, (TokenMask, TokenSets)) else ""
 
     def work(self, call: AttendCall) -> Work:
         if isinstance(call.layout, Stencil):

@@ -41,18 +41,24 @@ def test_it_takes_token_sets(layout):
     assert reasons(layout) == ""
 
 
+def lists_of(slots, *lead):
+    return TokenSets(torch.zeros(*lead, 64, slots, dtype=torch.int64), 64, unique=True)
+
+
 @pytest.mark.parametrize(
     ("layout", "backend", "why"),
     [
-        (TokenSets(torch.zeros(64, 7, dtype=torch.int64), 64, keys_all=1, unique=True), "triton", ""),
-        (TokenSets(torch.zeros(64, 9, dtype=torch.int64), 64, unique=True), "sdpa", "With 9 of 64 keys for each query"),
-        (TokenMask(torch.zeros(64, 64, dtype=torch.bool)), "sdpa", "How many keys a mask shows is not known"),
+        (lists_of(3, 1, 1), "triton", ""),
+        (lists_of(30, 16, 8), "triton", ""),
+        (lists_of(40, 1, 1), "sdpa", "Lists of 40 of 64 keys that serve 128 items and heads cost dense"),
+        (TokenMask(torch.zeros(16, 8, 64, 64, dtype=torch.bool)), "triton", ""),
+        (TokenMask(torch.zeros(64, 64, dtype=torch.bool)), "sdpa", "A mask that serves 128 items and heads costs"),
     ],
 )
 def test_dense_attention_where_tiles_would_see_nearly_everything(layout, backend, why):
     """On a GPU, where nothing was measured; and why, among the reasons."""
     with FakeTensorMode():
-        given = [torch.empty(1, 1, 64, 16, device="cuda") for _ in range(3)]
+        given = [torch.empty(16, 8, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
         call = AttendCall(*given, layout, 1.0)
         assert dispatch.choose(call) == backend
         assert dispatch.choose(call.replace(return_lse=True)) == "triton"

@@ -68,13 +68,16 @@ def test_the_same_bits_twice():
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def test_chosen_for_short_lists():
+def test_chosen_for_lists_of_each_head():
     layout, given = large()
     with recording() as choices:
         attend(*given, layout)
-        attend(*given, layout.lower("token_mask"))
+        attend(
+            *(one[:1].expand(32, -1, -1, -1) for one in given),
+            cases.moved(cases.mask(1, 1, rows=784, keys=784), "cuda"),
+        )
     assert [one.backend for one in choices] == ["triton", "sdpa"]
-    assert "How many keys a mask shows" in choices[1].reasons["triton"][0]
+    assert "A mask that serves 128 items and heads" in choices[1].reasons["triton"][0]
 
 
 def test_nothing_waits_for_the_gpu():

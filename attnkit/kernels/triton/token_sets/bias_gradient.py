@@ -30,7 +30,6 @@ def token_sets_bias_gradient(
     lists,
     words,
     counts,
-    order,
     bias,
     scale,
     grad_bias_b,
@@ -55,7 +54,6 @@ def token_sets_bias_gradient(
     bias_h,
     bias_n,
     bias_k,
-    order_s,
     set_b,
     set_h,
     heads,
@@ -87,20 +85,7 @@ def token_sets_bias_gradient(
     item += first_item
     head += first_head
     number = item * set_b + head * set_h
-    query, count, lists, words = tile_of(
-        lists,
-        words,
-        counts,
-        order,
-        number,
-        tile,
-        tiles,
-        queries,
-        keys,
-        queries_all,
-        order_s,
-        BLOCK_M,
-    )
+    query, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, queries, keys, queries_all, BLOCK_M)
     bits = row_bits(BLOCK_M)
     rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
     grads = rows_at(

@@ -26,7 +26,6 @@ def token_sets_forward(
     lists,
     words,
     counts,
-    order,
     bias,
     scale,
     q_b,
@@ -49,7 +48,6 @@ def token_sets_forward(
     bias_h,
     bias_n,
     bias_k,
-    order_s,
     set_b,
     set_h,
     heads,
@@ -69,26 +67,12 @@ def token_sets_forward(
 
     Args:
         lists: keys of the tiles, with their `words` and `counts`; see `attnkit.kernels.triton.token_sets.unions`.
-        order: which query a row of a tile is, or None.
         scale: factor of the logits.
         set_b: the lists of an item and head are those of the set `item * set_b + head * set_h`.
     """
     tile, _, item, head = placed(tiles, 1, heads)
     number = item * set_b + head * set_h
-    query, count, lists, words = tile_of(
-        lists,
-        words,
-        counts,
-        order,
-        number,
-        tile,
-        tiles,
-        queries,
-        keys,
-        queries_all,
-        order_s,
-        BLOCK_M,
-    )
+    query, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, queries, keys, queries_all, BLOCK_M)
     bits = row_bits(BLOCK_M)
     rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
     k += item * k_b + head * k_h
@@ -115,11 +99,9 @@ def token_sets_forward(
 
 
 @triton.jit
-def tile_of(lists, words, counts, order, number, tile, tiles, tokens, columns, apart, order_s, BLOCK: tl.constexpr):
+def tile_of(lists, words, counts, number, tile, tiles, tokens, columns, apart, BLOCK: tl.constexpr):
     """The tokens of a tile's rows, and how long its list is and where it stands; of set `number`."""
-    if order is not None:
-        order += number * order_s
-    own = row_tokens(order, tile, tokens, apart, BLOCK).to(tl.int64)
+    own = row_tokens(tile, tokens, apart, BLOCK).to(tl.int64)
     at = number * tiles + tile
     return own, tl.load(counts + at), lists + at * columns, words + at * columns
 

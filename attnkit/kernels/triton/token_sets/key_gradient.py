@@ -32,7 +32,6 @@ def token_sets_key_gradient(
     lists,
     words,
     counts,
-    order,
     bias,
     scale,
     grad_k_b,
@@ -63,7 +62,6 @@ def token_sets_key_gradient(
     bias_h,
     bias_n,
     bias_k,
-    order_s,
     set_b,
     set_h,
     heads,
@@ -89,9 +87,7 @@ def token_sets_key_gradient(
     """
     tile, _, item, head = placed(tiles, 1, heads)
     number = item * set_b + head * set_h
-    key, count, lists, words = tile_of(
-        lists, words, counts, order, number, tile, tiles, keys, queries, keys_all, order_s, BLOCK_M
-    )
+    key, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, keys, queries, keys_all, BLOCK_M)
     bits = row_bits(BLOCK_M)
     near = rows_at(k + item * k_b + head * k_h, key, k_n, k_d, WIDTH, BLOCK_D, True)
     values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,9 +22,9 @@ from attnkit.kernels.triton.token_sets.unions import token_set_marks, token_set_
 # Bytes of marks at one time, but for one item and head at least.
 MARKS = 1 << 26
 # Queries and slots that a program marks at once, and columns that one looks for in a tile at once.
-MARKED, MET = (16, 64), 128
+MARKED, MET = (16, 64), 64
 # Warps of a program that lists a tile, whose bytes its threads hold in registers.
-LISTING = 8
+LISTING = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +70,11 @@ class Lists(NamedTuple):
         lists: int32 (sets, tiles, columns).
         words: int32 or int64 (sets, tiles, columns).
         counts: int32 (sets, tiles).
-        order: int32 (sets or 1, tiles * rows), or None.
     """
 
     lists: Tensor
     words: Tensor
     counts: Tensor
-    order: Tensor | None
 
     @property
     def tiles(self) -> int:
@@ -108,7 +105,7 @@ class _Call:
 
     def config(self, direction: Direction) -> Config:
         width = max(self.width, self.value_width)
-        biased, rounded = self.tables.bias is not None, precision() == "tf32"
+        biased, rounded = self.tables.bias is not None, precision(self.q.dtype) == "tf32"
         return configs.configuration(direction, width, self.q.dtype, self.device_class, biased, rounded)
 
     def widths(self) -> dict[str, Any]:
@@ -129,8 +126,6 @@ class _Call:
             "lists": near.lists,
             "words": near.words,
             "counts": near.counts,
-            "order": near.order,
-            "order_s": _set_stride(near.order),
             "set_b": self.set_heads if self.set_items > 1 else 0,
             "set_h": 1 if self.set_heads > 1 else 0,
             "scale": self.tables.scale,
@@ -152,14 +147,11 @@ class _Call:
             made(self.sets, tiles, columns, dtype=torch.int32),
             made(self.sets, tiles, columns, dtype=torch.int64 if rows > 32 else torch.int32),
             made(self.sets, tiles, dtype=torch.int32),
-            None,
         )
         common = {
             "lists": found.lists,
             "words": found.words,
             "counts": found.counts,
-            "order": found.order,
-            "order_s": _set_stride(found.order),
             **_with_strides("key_mask", self.key_mask, "bh"),
             "set_heads": self.set_heads,
             "tiles": tiles,
@@ -322,13 +314,14 @@ def _bias_gradients(call: _Call, near: Lists, given: dict[str, Any], grad_bias: 
 
 def _launch(kernel: Any, call: _Call, near: Lists, arguments: dict[str, Any], config: Config) -> Launch:
     """A kernel with a program for each tile, item and head."""
-    constants = {**call.widths(), "BLOCK_M": config.rows, "BLOCK_N": config.columns, "PRECISION": precision()}
+    constants = {
+        **call.widths(),
+        "BLOCK_M": config.rows,
+        "BLOCK_N": config.columns,
+        "PRECISION": precision(call.q.dtype),
+    }
     grid = (near.tiles * call.batch * call.heads,)
     return Launch(kernel, grid, arguments, constants, config.warps, config.stages)
-
-
-def _set_stride(order: Tensor | None) -> int:
-    return 0 if order is None or order.shape[0] == 1 else math.prod(order.shape[1:])
 
 
 def _with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:

@@ -34,7 +34,6 @@ def token_sets_query_gradient(
     lists,
     words,
     counts,
-    order,
     bias,
     scale,
     grad_q_b,
@@ -68,7 +67,6 @@ def token_sets_query_gradient(
     bias_h,
     bias_n,
     bias_k,
-    order_s,
     set_b,
     set_h,
     heads,
@@ -100,20 +98,7 @@ def token_sets_query_gradient(
     """
     tile, _, item, head = placed(tiles, 1, heads)
     number = item * set_b + head * set_h
-    query, count, lists, words = tile_of(
-        lists,
-        words,
-        counts,
-        order,
-        number,
-        tile,
-        tiles,
-        queries,
-        keys,
-        queries_all,
-        order_s,
-        BLOCK_M,
-    )
+    query, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, queries, keys, queries_all, BLOCK_M)
     bits = row_bits(BLOCK_M)
     rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
     grads = rows_at(

@@ -1,22 +1,57 @@
-"""Shares: how much of all pairs the tiles of token sets are expected to visit, and when that is too much."""
+"""Shares: whether dense attention under a mask is expected to be faster than the kernels of token sets.
+
+Nothing was measured on a GPU yet; this is arithmetic over what both ways move and multiply, for one pair of a query and
+a key of one head, in bytes of memory's traffic:
+
+- Products of a pair, 4 flops for each number of a head's width: a Hopper does half of its 989 Tflop/s of 16 bits while
+  it moves 3.35 TB/s, so that 37 numbers take as long as a byte; of 32 bits, without tensor cores, half of 67 Tflop/s,
+  2.5 numbers.
+- The kernels here visit a share of the pairs, and for each test a bit, a tenth more arithmetic than a softmax has. For
+  each set of lists they read one byte a pair, and write and read twelve bytes for 64; where a mask has to be made of
+  lists of keys it is one byte more that is set to 0 and one that is written.
+- Dense attention does all products. PyTorch reads a mask of bools, writes it in the dtype of the inputs, and reads that
+  for each head; from lists of keys the mask itself is made before, by four passes over bytes.
+
+So lists or masks of each head pay for themselves however much tiles visit: dense attention is ahead only where many
+heads and items share a mask, which then costs nothing, and tiles skip nothing.
+"""
 
 from __future__ import annotations
 
-from attnkit.layouts import TokenMask, TokenSets
+from attnkit.kernels.call import AttendCall
+from attnkit.layouts import TokenSets
 
-# A tile of 64 queries visits every key that one of them sees.
-LISTED = 8
+# Numbers of a head's width whose products take as long as a byte, by bytes of a number.
+PRODUCTS = {2: 37.0, 4: 2.5}
+TESTED = 1.1
+# Bytes a pair for lists of tiles, from a mask and from lists of keys; and for a mask in the dtype of the inputs.
+LISTED, FROM_KEYS = 1.4, 2.0
+CONVERTED, FROM_LISTS = 1.0, 4.0
 
 
-def shown_nearly_all(layout: TokenSets | TokenMask) -> str:
-    """Why dense attention under a mask is expected to be faster; empty where lists are short."""
-    if isinstance(layout, TokenMask):
-        return (
-            "How many keys a mask shows is not known before it is looked at, and where many, the kernels skip nothing"
-        )
-    if LISTED * layout.key_slots > layout.num_keys:
-        return (
-            f"With {layout.key_slots} of {layout.num_keys} keys for each query, tiles of queries see nearly all, and "
-            f"the kernels skip nothing"
-        )
-    return ""
+def dense_instead(call: AttendCall) -> str:
+    """Why dense attention under a mask is expected to be faster for a call under token sets; empty where it is not."""
+    layout, size = call.layout, call.q.dtype.itemsize
+    batch, heads, _, width = call.q.shape
+    sets = layout.lead[0] * layout.lead[1] / max(batch * heads, 1)
+    lists = isinstance(layout, TokenSets)
+    share = expected_share(layout.key_slots / max(layout.num_keys, 1)) if lists else 1.0
+    products = width / PRODUCTS.get(size, PRODUCTS[4])
+    ours = TESTED * share * products + sets * (LISTED + FROM_KEYS * lists)
+    dense = products + sets * (CONVERTED + 2 * size + FROM_LISTS * lists)
+    if ours < dense:
+        return ""
+    served = f"that serve{'' if lists else 's'} {round(1 / sets)} items and heads cost{'' if lists else 's'}"
+    if lists:
+        shown = f"Lists of {layout.key_slots} of {layout.num_keys} keys {served}"
+        return f"{shown} dense attention little, and tiles of queries see nearly all keys"
+    return f"A mask {served} dense attention little, and tiles of queries may see nearly all keys"
+
+
+def expected_share(density: float) -> float:
+    """Share of the keys that a tile of 64 queries visits whose lists hold a share of them.
+
+    Measured for lists of trained mask predictors (`benchmarks/results/token-sets/unions.json`), tiles see as much as
+    four queries would whose lists have nothing to do with each other.
+    """
+    return 1.0 - (1.0 - min(density, 1.0)) ** 4

@@ -18,7 +18,7 @@ import triton.language as tl
 # Arguments of kernels that change with the image and the batch and on which no load of several numbers at once depends.
 COUNTS = (
     *("heads", "tiles", "queries", "keys", "queries_all", "keys_all", "rows", "slots", "first", "set_heads", "set_b"),
-    *("set_h", "order_s", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "grad_lse_b"),
+    *("set_h", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "grad_lse_b"),
     *("grad_lse_h", "first_item", "first_head", "own_heads"),
 )
 
@@ -68,14 +68,12 @@ def token_set_unions(
     words,
     counts,
     seen,
-    order,
     key_mask,
     seen_s,
     seen_b,
     seen_h,
     seen_n,
     seen_k,
-    order_s,
     key_mask_b,
     key_mask_h,
     first,
@@ -96,7 +94,6 @@ def token_set_unions(
         words: int32, or int64 for more than 32 rows, of the same shape.
         counts: int32 (sets, tiles), how long a list is.
         seen: bytes of the pairs, but for the first `queries_all` queries.
-        order: int32 (sets, tiles * BLOCK_M), which query a row of a tile is, -1 for none; or None, see `row_tokens`.
         key_mask: bytes of the keys, or None.
         seen_s: stride of a set counted from the first; those of items and heads are 0 then, or else this one is.
         first: number of the first set, which is `item * set_heads + head`.
@@ -109,9 +106,7 @@ def token_set_unions(
     if key_mask is not None:
         key_mask += item * key_mask_b + head * key_mask_h
     columns = queries if TURNED else keys
-    if order is not None:
-        order += (first + number) * order_s
-    own = row_tokens(order, tile, keys if TURNED else queries, keys_all if TURNED else queries_all, BLOCK_M)
+    own = row_tokens(tile, keys if TURNED else queries, keys_all if TURNED else queries_all, BLOCK_M)
     at = ((first + number) * tiles + tile) * columns
     bits = row_bits(BLOCK_M)
     count = tl.zeros((), tl.int32)
@@ -138,21 +133,14 @@ def token_set_unions(
 
 
 @triton.jit
-def row_tokens(order, tile, tokens, apart, BLOCK: tl.constexpr):
-    """The tokens of a tile's rows, -1 for none.
-
-    Without an order they come one after another, but the first `apart` tokens, whose lists hold everything, have tiles
-    of their own.
-    """
+def row_tokens(tile, tokens, apart, BLOCK: tl.constexpr):
+    """The tokens of a tile's rows, -1 for none: one after another, but the first `apart` tokens, whose lists hold
+    everything, have tiles of their own."""
     slot = tile * BLOCK + tl.arange(0, BLOCK)
-    if order is not None:
-        token = tl.load(order + slot).to(tl.int32)
-    else:
-        first = tl.cdiv(apart, BLOCK) * BLOCK
-        token = tl.where(slot < first, slot, slot - first + apart)
-        last = tl.where(slot < first, apart, tokens)
-        token = tl.where(token < last, token, -1)
-    return token
+    first = tl.cdiv(apart, BLOCK) * BLOCK
+    token = tl.where(slot < first, slot, slot - first + apart)
+    last = tl.where(slot < first, apart, tokens)
+    return tl.where(token < last, token, -1)
 
 
 @triton.jit

@@ -1,0 +1,188 @@
+"""Measures how much of all pairs the tiles of the Triton kernels of token sets visit; needs no GPU.
+
+A dense vision transformer learns the digits of scikit-learn, then Sparsifiner's mask predictors learn to reconstruct
+its attention. For the keys that they choose, and for random ones, it counts the keys that any query of a tile sees, for
+queries in the order of the image and in others. `python benchmarks/token_set_unions.py` takes some minutes on two cores
+and writes `benchmarks/results/token-sets/unions.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import attnkit
+from attnkit.mixes import Mix
+from attnkit.primitives import Dense, MaskPredictor
+from attnkit.primitives.guesses import GuessHeads
+from attnkit_models.bench.case import Setting
+from attnkit_models.bench.machine import machine, now
+from attnkit_models.distillation import attention_reconstruction, watching
+from attnkit_models.sparsifiner import sparsifiner_micro
+from attnkit_models.train.data import digits
+
+RESULTS = Path(__file__).parent / "results" / "token-sets" / "unions.json"
+KEEP, ROWS = (0.25, 0.1, 0.05), (16, 32, 64)
+HEADS, BATCH, IMAGES = 3, 32, 16
+
+
+def main() -> None:
+    """Writes `benchmarks/results/token-sets/unions.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--img-size", type=int, nargs="+", default=[56], help="pixels a side, a multiple of 4")
+    parser.add_argument("--steps", type=int, default=150, help="batches the transformer learns from")
+    parser.add_argument("--predictor-steps", type=int, default=80, help="batches its predictors learn from")
+    given = parser.parse_args()
+    found: dict[str, Any] = {"kind": "token set unions", "machine": machine(Setting()), **now(), "cases": []}
+    for size in given.img_size:
+        found["cases"] += measured(size, given.steps, given.predictor_steps)
+    rows = ",\n".join(f"    {json.dumps(one)}" for one in found.pop("cases"))
+    head = json.dumps(found, indent=2)[:-2]
+    RESULTS.write_text(f'{head},\n  "cases": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+
+
+def measured(size: int, steps: int, predictor_steps: int) -> list[dict[str, Any]]:
+    """The records of one image size."""
+    torch.manual_seed(0)
+    data = digits((size, size))
+    train, held = ((data.preprocess.normalise(one.pixels.float() / 255), one.labels) for one in (data.train, data.val))  # type: ignore[union-attr]
+    model, accuracy = trained_dense(size, train, held, steps)
+    sparse = with_predictors(model, size)
+    chosen = {"at the start": chosen_by(sparse, held[0][:IMAGES])}
+    error = train_predictors(model, sparse, train[0], predictor_steps)
+    chosen["trained"] = chosen_by(sparse, held[0][:IMAGES])
+    scores, _ = chosen["trained"]
+    chosen["random"] = (torch.rand_like(scores), None)
+    about = {"tokens": (size // 4) ** 2, "steps": steps, "predictor steps": predictor_steps, "accuracy": accuracy}
+    print({**about, "reconstruction": error})
+    found = []
+    for keys, (scores, leading) in chosen.items():
+        for keep in KEEP:
+            budget = math.ceil(round(keep * scores.shape[-1], 6))
+            mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(budget).indices, True)
+            for order, rank in orders(mask, leading).items():
+                shares = {str(rows): round(visited(mask, rank, rows), 4) for rows in ROWS}
+                found.append({**about, "keys": keys, "keep": keep, "order": order, "visited": shares})
+                print(keys, keep, order, shares)
+    return found
+
+
+def trained_dense(
+    size: int, train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], steps: int
+) -> tuple[Any, float]:
+    """A dense transformer in the shape of `sparsifiner_micro`, and its accuracy on held-out images."""
+    model = built(size, Dense(HEADS))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    model.train()
+    for number, (images, labels) in enumerate(batches(*train, steps)):
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if number % 50 == 49:
+            print(f"step {number + 1}, loss {float(loss.detach()):.3f}", flush=True)
+    model.eval()
+    with torch.no_grad():
+        right = [(model(some).argmax(-1) == labels).sum() for some, labels in zip(*map(batched, held), strict=True)]
+    return model, round(float(sum(right)) / len(held[1]), 4)
+
+
+def with_predictors(model: Any, size: int) -> Any:
+    """The same transformer with mask predictors in every layer, which have learned nothing yet."""
+    sparse = built(size, MaskPredictor(HEADS, (size // 4) ** 2, KEEP[0], prefix=1))
+    sparse.load_state_dict({**sparse.state_dict(), **model.state_dict()})
+    return sparse.eval()
+
+
+def train_predictors(model: Any, sparse: Any, images: Tensor, steps: int) -> float:
+    """Trains predictors, as Sparsifiner's authors do, to reconstruct the dense attention; returns the last loss."""
+    groups = [one for one in sparse.modules() if isinstance(one, GuessHeads)]
+    weights = [one for group in groups for one in group.predictor.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=7.5e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 7.5e-3, steps)
+    loss = torch.zeros(())
+    for some, _ in batches(images, torch.zeros(len(images)), steps):
+        with torch.no_grad(), watching(model) as seen:
+            model(some)
+        guesses = []
+        for group, (_, inputs, _) in zip(groups, seen.visits, strict=True):
+            q, k, _ = inputs.qkv
+            guesses.append(group.predictor.guess(q, k, inputs))
+        loss = attention_reconstruction(guesses, seen.maps())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+    return round(float(loss.detach()) / BATCH, 4)
+
+
+@torch.no_grad()
+def chosen_by(sparse: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of image tokens (layers, B, heads, N, N), and each query's largest basis row (layers, B, heads, N)."""
+    scores, leading = [], []
+    with watching(sparse) as seen:
+        sparse(images)
+        for group, inputs, _ in seen.visits:
+            assert isinstance(group, GuessHeads)
+            guess = group.guess(inputs, group.predicted.prefix)
+            scores.append(guess.all_scores())
+            leading.append((guess.query @ guess.pooled).argmax(-1))
+    return torch.stack(scores), torch.stack(leading)
+
+
+def orders(mask: Tensor, leading: Tensor | None) -> dict[str, Tensor | None]:
+    """Orders of queries (..., N) in which neighbours may share keys; None is the image's own."""
+    keys = mask.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    ranks = [torch.randperm(keys, generator=generator) for _ in range(2)]
+    least = [torch.where(mask, rank, keys).amin(-1) for rank in ranks]
+    found: dict[str, Tensor | None] = {"image": None, "least of ranked keys": (least[0] * keys + least[1]).argsort(-1)}
+    if leading is not None:
+        found["leading basis row"] = leading.argsort(dim=-1, stable=True)
+    centred = mask.float() - mask.float().mean(-2, keepdim=True)
+    direction = torch.randn(*mask.shape[:-2], keys, 1, generator=generator)
+    for _ in range(3):
+        direction = F.normalize(centred.mT @ (centred @ direction), dim=-2)
+    found["largest direction"] = (centred @ direction)[..., 0].argsort(-1)
+    return found
+
+
+def visited(mask: Tensor, order: Tensor | None, rows: int) -> float:
+    """Share of all pairs in tiles of so many queries over the keys that any of them sees."""
+    if order is not None:
+        mask = mask.gather(-2, order[..., None].expand_as(mask))
+    mask = F.pad(mask, (0, 0, 0, -mask.shape[-2] % rows))
+    return float(mask.unflatten(-2, (-1, rows)).any(-2).float().mean())
+
+
+def built(size: int, group: Any) -> Any:
+    """A transformer of `sparsifiner_micro`'s stem and depth with one group of heads."""
+    config = replace(sparsifiner_micro(), mix=Mix((group,)), img_size=(size, size), in_chans=1, num_classes=10)
+    return attnkit.build(config)
+
+
+def batches(images: Tensor, labels: Tensor, steps: int) -> Any:
+    """Random batches of images and labels."""
+    for _ in range(steps):
+        some = torch.randint(len(images), (BATCH,))
+        yield images[some], labels[some]
+
+
+def batched(values: Tensor) -> tuple[Tensor, ...]:
+    return values.split(BATCH)
+
+
+if __name__ == "__main__":
+    main()
