@@ -11,6 +11,8 @@ from torch import Tensor
 
 Value: TypeAlias = "Tensor | int | float | None"
 Constant: TypeAlias = "int | float | bool | str | None"
+# Offsets that 32 bits hold.
+REACH = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +63,20 @@ def precision(dtype: torch.dtype = torch.float32) -> str:
     """How kernels multiply: `"tf32"` for float32 where PyTorch is told that it may, else `"ieee"`, as for dtypes that
     this does not concern."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def within_reach(tensor: Tensor, axes: int = 1) -> Tensor:
+    """A tensor, or an ordered copy where offsets along its last axes pass `REACH`, as those of channels may that lie
+    outermost in billions of numbers.
+
+    Args:
+        tensor: with at least as many axes.
+        axes: how many of the last axes kernels count in 32 bits.
+    """
+    reach = sum((size - 1) * step for size, step in zip(tensor.shape[-axes:], tensor.stride()[-axes:], strict=True))
+    return tensor if reach < REACH else tensor.contiguous()
+
+
+def laid_out_as(gradient: Tensor, one: Tensor, reached: Tensor) -> Tensor:
+    """A gradient of `reached` in the memory order of what that was made from."""
+    return gradient if reached is one else torch.empty_like(one).copy_(gradient)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.launch import Launch, within_reach
 
 
 class Kernel:
@@ -55,3 +55,12 @@ def test_a_kernel_starts_where_its_tensors_lie():
 
     launch(Looking(), device="cuda:1").run()
     assert devices == [1] and torch.cuda.current_device() == 0
+
+
+def test_what_lies_too_far_apart_is_put_in_order():
+    far = torch.empty_strided((1, 1, 4, 16), (2**32, 2**32, 1, 2**28), device="meta")
+    assert within_reach(far).stride() == (64, 64, 16, 1)
+    for near in (far[..., :8], torch.empty(2**20, 2, 2**12, 8, device="meta"), far[..., :1]):
+        assert within_reach(near) is near
+    bias = torch.empty_strided((1, 1, 1, 16, 16), (2**32, 2**32, 2**32, 2**28, 1), device="meta")
+    assert within_reach(bias) is bias and within_reach(bias, 2).is_contiguous()

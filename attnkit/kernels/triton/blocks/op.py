@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attnkit.kernels.ops.blocks import BLOCKS, BlockTables, blocks_pair, gradient_of_first
+from attnkit.kernels.triton.launch import laid_out_as, within_reach
 from attnkit.kernels.triton.version import INTERPRETING
 
 
@@ -14,7 +15,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
     from attnkit.kernels.triton.blocks.launches import forward_of
 
-    found = forward_of(q, k, v, BlockTables(*rest))
+    reached = (within_reach(one) for one in (q, k, v))
+    found = forward_of(*reached, _reached(BlockTables(*rest)))
     found.launch.run()
     return found.out, found.total, found.peak
 
@@ -35,13 +37,24 @@ def _backward(
 
     tables, needs = BlockTables(*rest[:-1]), rest[-1]
     grad_out, out, grad_first = gradient_of_first(grad_out, out, tables)
-    found = backward_of(grad_out, grad_total, out, total, peak, q, k, v, tables, needs[:4])
+    reached, near = [within_reach(one) for one in (q, k, v)], _reached(tables)
+    if grad_out is not None:
+        grad_out = within_reach(grad_out)
+    found = backward_of(grad_out, grad_total, out, total, peak, *reached, near, needs[:4])
     for launch in found.launches:
         launch.run()
     for shares, target in found.sums:
         target.copy_(shares.sum(0))
-    gradients = [one for one in found.gradients if one is not None]
+    gradients = [
+        laid_out_as(gradient, one, other)  # type: ignore[arg-type]
+        for gradient, one, other in zip(found.gradients, (q, k, v, tables.bias), (*reached, near.bias), strict=True)
+        if gradient is not None
+    ]
     return [*gradients, grad_first] if needs[4] and grad_first is not None else gradients
+
+
+def _reached(tables: BlockTables) -> BlockTables:
+    return tables if tables.bias is None else tables._replace(bias=within_reach(tables.bias, 2))
 
 
 BLOCKS.kernels("CUDA", _forward, _backward)
