@@ -101,6 +101,9 @@ class Contender:
         step: a training step; the gradients of all leaves where not given.
         prepare: makes what a first training step would make and later ones keep.
         variants: other ways to call `forward`, of which the fastest counts.
+        compiles: whether a first call of a pass compiles.
+        keeps: whether it holds its memory between passes, as CUDA graphs do, so that none can be counted in one.
+        limits: the largest errors allowed, by the names that `check` gives them, where they are not those of the dtype.
     """
 
     forward: Callable[[], Any]
@@ -114,6 +117,9 @@ class Contender:
     step: Callable[[], object] | None = None
     prepare: Callable[[], object] | None = None
     variants: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    compiles: bool = False
+    keeps: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

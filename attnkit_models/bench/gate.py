@@ -63,6 +63,6 @@ def rows_check(exact: Exact, count: int = 128) -> Callable[[Contender], Mapping[
     return check
 
 
-def passes(errors: Mapping[str, float], dtype: torch.dtype) -> bool:
-    """Whether all errors are small enough for a dtype."""
-    return all(error <= TOLERANCE[dtype] for error in errors.values())
+def passes(errors: Mapping[str, float], dtype: torch.dtype, limits: Mapping[str, float] | None = None) -> bool:
+    """Whether all errors are small enough for a dtype, or for limits of their own."""
+    return all(error <= (limits or {}).get(name, TOLERANCE[dtype]) for name, error in errors.items())

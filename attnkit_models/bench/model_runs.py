@@ -136,7 +136,8 @@ class Trainer:
     def contender(self, check: Callable[[], Mapping[str, float]] | None, *, same: bool, wide: bool = True) -> Contender:
         """The model as a contender."""
         held = None if check is None else lambda _: check()
-        return Contender(self.forward, (), held, wide=wide, same=same, step=self.step, prepare=self.prepare)
+        own = {"compiles": self.way.compiled, "keeps": self.way.graph}
+        return Contender(self.forward, (), held, wide=wide, same=same, step=self.step, prepare=self.prepare, **own)
 
 
 def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:

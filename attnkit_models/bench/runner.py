@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attnkit.kernels.dispatch import recording
 from attnkit.registry import load
@@ -21,6 +19,7 @@ from attnkit_models.bench.gate import passes
 from attnkit_models.bench.machine import now
 from attnkit_models.bench.profiled import profiled
 from attnkit_models.bench.timing import interleaved
+from attnkit_models.bench.warm import SLOW, attempt, fastest_variant, synced, training_step
 
 PROBLEMS = {
     "regions": "attnkit_models.bench.problems:regions",
@@ -35,8 +34,6 @@ PROBLEMS = {
     "models": "attnkit_models.bench.model_problems:models",
 }
 
-# Seconds after which warming up no longer matters.
-SLOW = 0.5
 # Seconds of a pass from which on it is not timed at another time again: it has lasted through better and worse ones.
 AGAIN = 2.0
 # Names of passes, and whether they need gradients.
@@ -73,13 +70,10 @@ def run_case(case: Case, setting: Setting, share: float = 1.0) -> Record:
     record |= {"density": problem.density, "facts": problem.facts}
     found = {name: _checked(one, setting) for name, one in problem.contenders.items()}
     sound = {name: one for name, one in problem.contenders.items() if found[name].get("passed")}
-    took: dict[str, dict[str, float]] = {}
     for name, one in sound.items():
-        peaks, took[name] = _memory(one, setting, backends=name == OURS)
-        found[name] |= peaks
+        found[name] |= _memory(one, setting, backends=name == OURS)
     for what, grad in PASSES:
-        known = {name: one[what] for name, one in took.items() if what in one}
-        _time(sound, found, what, share * case.seconds / 2, setting, known, grad=grad)
+        _time(sound, found, what, share * case.seconds / 2, setting, grad=grad)
     record["contenders"] = found
     if case.targets and OURS in sound:
         record["profile"] = _profile(sound[OURS], found[OURS], setting)
@@ -115,7 +109,10 @@ def time_again(case: Case, setting: Setting, record: Record, share: float = 1.0)
     for what, grad in PASSES:
         sound = {name: one for name, one in problem.contenders.items() if what in contenders.get(name, {})}
         found: dict[str, Record] = {name: {} for name in sound}
-        _time(sound, found, what, share * case.seconds / 2, setting, {}, grad=grad)
+        with torch.set_grad_enabled(grad):
+            for one in sound.values():
+                attempt(training_step(one) if grad else one.forward)
+        _time(sound, found, what, share * case.seconds / 2, setting, grad=grad)
         for name, fresh in found.items():
             if what in fresh:
                 contenders[name] = _faster(contenders[name], fresh, what)
@@ -132,21 +129,6 @@ def _faster(one: Record, fresh: Record, what: str) -> Record:
     return {**one, what: both, **({"variant": variants} if variants else {})}
 
 
-def training_step(one: Contender) -> Callable[[], object]:
-    """A forward and backward pass, or the step that the contender brings."""
-    if one.step is not None:
-        return one.step
-    arriving: list[Tensor] = []
-
-    def both() -> object:
-        out = one.forward()
-        if not arriving:
-            arriving.append(torch.ones_like(out))
-        return torch.autograd.grad(out, list(one.leaves), arriving[0])
-
-    return both
-
-
 def _checked(one: Contender, setting: Setting) -> Record:
     """The errors of a contender, or why it does not run."""
     if one.why_not:
@@ -159,37 +141,25 @@ def _checked(one: Contender, setting: Setting) -> Record:
         return {"why_not": short(error)}
     dtype = torch.float64 if one.wide else setting.dtype
     rounded = {name: float(f"{error:.2e}") for name, error in errors.items()}
-    return {"passed": passes(errors, dtype), "errors": _plain(rounded)}
+    return {"passed": passes(errors, dtype, one.limits), "errors": _plain(rounded)}
 
 
-@contextmanager
-def _grad(enabled: bool) -> Iterator[None]:
-    with torch.set_grad_enabled(enabled):
-        yield
-
-
-def _memory(one: Contender, setting: Setting, *, backends: bool) -> tuple[Record, dict[str, float]]:
-    """Peaks in bytes and the backends attnkit chose; and the seconds that each pass took meanwhile."""
+def _memory(one: Contender, setting: Setting, *, backends: bool) -> Record:
+    """Peaks in bytes and the backends attnkit chose. Afterwards each pass is warm."""
     found: Record = {}
-    took: dict[str, float] = {}
 
     def count(what: str, call: Callable[[], object]) -> None:
-        def timed() -> object:
-            began = time.perf_counter()
-            out = call()
-            if setting.device.type == "cuda":
-                torch.cuda.synchronize(setting.device)
-            took[what] = time.perf_counter() - began
-            return out
-
         try:
-            found[f"memory {what}"] = peak_memory(timed, setting.device)
+            if one.compiles or setting.device.type == "cuda":
+                # Kernels are compiled, tried out and captured in a first call, which holds what later ones do not.
+                synced(call, setting.device)
+            found[f"memory {what}"] = peak_memory(call, setting.device)
         except Exception as error:
             found[f"failed {what}"] = short(error)
             if setting.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    with _grad(False):
+    with torch.set_grad_enabled(False):
         count("forward", one.forward)
         if backends and "memory forward" in found:
             with recording() as choices:
@@ -197,12 +167,12 @@ def _memory(one: Contender, setting: Setting, *, backends: bool) -> tuple[Record
             found["backends"] = sorted({choice.backend for choice in choices})
     if one.trains:
         if one.prepare is not None:
-            _attempt(one.prepare)
+            attempt(one.prepare)
         count("training", training_step(one))
-    if one.times > 1:
+    if one.times > 1 or one.keeps:
         # On a share of the queries memory says nothing about all of them.
-        found = {name: value for name, value in found.items() if name.startswith("failed")} | {"times": one.times}
-    return found, took
+        found = {name: value for name, value in found.items() if not name.startswith("memory")}
+    return found | ({"times": one.times} if one.times > 1 else {})
 
 
 def _profile(one: Contender, record: Record, setting: Setting) -> Record:
@@ -212,8 +182,8 @@ def _profile(one: Contender, record: Record, setting: Setting) -> Record:
         if what in record:
             call = training_step(one) if grad else one.forward
             rounds = 1 if record[what]["min"] > 1e3 * SLOW else 3
-            with _grad(grad):
-                found[what] = _attempt(lambda call=call, rounds=rounds: profiled(call, setting.device, rounds))
+            with torch.set_grad_enabled(grad):
+                found[what] = attempt(lambda call=call, rounds=rounds: profiled(call, setting.device, rounds))
     return {what: shares for what, shares in found.items() if shares is not None}
 
 
@@ -223,66 +193,25 @@ def _time(
     what: str,
     seconds: float,
     setting: Setting,
-    known: dict[str, float],
     *,
     grad: bool,
 ) -> None:
-    """Times all contenders in turns and writes what was found into their records."""
+    """Times all contenders, whose passes are warm, in turns, and writes what was found into their records."""
     runs: dict[str, Callable[[], object]] = {}
     for name, one in sound.items():
         if (grad and not one.trains) or f"failed {what}" in found[name]:
             continue
-        call, variant, took = _fastest(one, setting, known.get(name, 0.0), grad=grad)
+        call, variant = fastest_variant(one, setting.device, grad=grad)
         if call is not None:
-            runs[name], known[name] = call, took
+            runs[name] = call
             if variant:
                 found[name].setdefault("variant", {})[what] = variant
-    with _grad(grad):
-        times = interleaved(runs, seconds, setting.device, known=known)
+    with torch.set_grad_enabled(grad):
+        times = interleaved(runs, seconds, setting.device)
     # Of many rounds one is faster than of few, by chance alone.
     fewest = min((len(one.samples) for one in times.values()), default=1)
     for name, one in times.items():
         found[name][what] = one.record(sound[name].times, fewest)
-
-
-def _fastest(
-    one: Contender, setting: Setting, known: float, *, grad: bool
-) -> tuple[Callable[[], object] | None, str, float]:
-    """The call to time, and what it took: of several variants, the one that was the fastest once it was warm."""
-    if not one.variants:
-        return (training_step(one) if grad else one.forward), "", known
-    timed: dict[str, tuple[float, Callable[[], object]]] = {}
-    for variant, forward in one.variants.items():
-        call = training_step(Contender(forward, one.leaves)) if grad else forward
-        if forward is one.forward and known > SLOW:
-            timed[variant] = (known, call)
-            continue
-        with _grad(grad):
-            seconds = _attempt(lambda call=call: _seconds(call, setting))
-            if seconds is not None and seconds < SLOW:
-                # The first call may have had to warm up.
-                seconds = _attempt(lambda call=call: _seconds(call, setting))
-        if seconds is not None:
-            timed[variant] = (seconds, call)
-    if not timed:
-        return None, "", 0.0
-    best = min(timed, key=lambda variant: timed[variant][0])
-    return timed[best][1], best, timed[best][0]
-
-
-def _seconds(call: Callable[[], object], setting: Setting) -> float:
-    began, _ = time.perf_counter(), call()
-    if setting.device.type == "cuda":
-        torch.cuda.synchronize(setting.device)
-    return time.perf_counter() - began
-
-
-def _attempt(call: Callable[[], Any]) -> Any:
-    """What the call returns, or None where there is no kernel or no memory for it."""
-    try:
-        return call()
-    except Exception:
-        return None
 
 
 def short(error: BaseException) -> str:

@@ -63,28 +63,24 @@ def interleaved(
     seconds: float,
     device: torch.device,
     least: int = 3,
-    known: Mapping[str, float] | None = None,
 ) -> dict[str, Times]:
     """Times several computations in turns.
 
-    Every one is called once to warm up and to see how long it takes; where that alone takes more than its share, the
-    warm-up counts and few rounds follow.
+    Every one is called once to see how long it takes; where that alone is more than half its share, the call is its
+    first round and few follow.
 
     Args:
-        runs: the computations by name.
+        runs: the computations by name, each of which was called before: what a first call compiles would count.
         seconds: time to spend, about.
         device: where they compute.
         least: rounds that each gets in any case, unless it takes longer than its share.
-        known: seconds that a warm call took before, for some; one that takes long is not warmed up again.
     """
     share = seconds / max(len(runs), 1)
     times = {name: Times() for name in runs}
     calls, wanted, spent = {}, {}, dict.fromkeys(runs, 0.0)
     for name, run in runs.items():
-        first = (known or {}).get(name, 0.0)
-        if first <= share / 2:
-            first = seconds_a_call(run, 1, device)
-        calls[name] = max(math.ceil(SHORTEST / max(first, 1e-7)), 1)
+        first = max(seconds_a_call(run, 1, device), 1e-7)
+        calls[name] = max(math.ceil(SHORTEST / first), 1)
         wanted[name] = min(least, max(math.ceil(share / first), 1))
         if first > share / 2:
             times[name].samples.append(first)

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from attnkit.testing import TensorMemory, peak_memory
 from attnkit_models.bench.case import OURS, Setting
 from attnkit_models.bench.headline import GATHER, HEADLINE
-from attnkit_models.bench.runner import make, training_step
+from attnkit_models.bench.runner import make
+from attnkit_models.bench.warm import training_step
 
 CASES = {case.name: case for case in HEADLINE}
 PROMISED = [(case.name, target) for case in HEADLINE for target in case.targets if target.measure.startswith("memory")]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 import attnkit
 from attnkit_models.bench import missed, profiled, report, runner
@@ -78,20 +81,38 @@ def test_a_layer_is_told_in_all_its_parts(grad):
     assert 0 < found["milliseconds"] < 1e4
 
 
+class Event:
+    """As the profiler of a GPU gives it."""
+
+    self_cpu_time_total = 3.0
+
+    def __init__(self, name, spent, parent=None, *, start=5, device=DeviceType.CPU, number=-1):
+        self.name, self.self_device_time_total, self.cpu_parent = name, spent, parent
+        self.device_type, self.sequence_nr = device, number
+        self.is_user_annotation = "::" not in name
+        self.time_range = SimpleNamespace(start=start, end=10 if name == profiled.PASS else start)
+
+
 def test_on_a_gpu_the_time_of_our_operators_is_fused_attention():
-    class Event:
-        sequence_nr, cpu_parent, self_cpu_time_total = -1, None, 3.0
-
-        def __init__(self, name, spent, parent=None):
-            self.name, self.self_device_time_total, self.cpu_parent = name, spent, parent
-
-    whole = Event(profiled.PASS, 0.0)
+    whole = Event(profiled.PASS, 0.0, start=0)
     layer = Event(ATTEND, 0.0, whole)
     events = [whole, layer, Event("attnkit::blocks", 5.0, layer), Event("aten::copy_", 2.0, layer)]
     on_gpu, on_cpu = (profiled.shared_out(events, cuda=cuda) for cuda in (True, False))
     assert on_gpu[FUSED] == 5.0 and on_gpu[COPIES] == 2.0 and on_gpu[BETWEEN] == 0.0
     # On a CPU an operator's own time is what its Python takes.
     assert on_cpu[FUSED] == 0.0 and on_cpu[COPIES] == 3.0
+
+
+def test_on_a_gpu_nothing_counts_twice_and_a_backward_pass_on_its_own_thread_counts():
+    whole = Event(profiled.PASS, 0.0, start=0)
+    layer = Event(ATTEND, 0.0, whole, start=1)
+    made = Event("attnkit::blocks", 5.0, layer, start=2, number=7)
+    node = Event("autograd::engine::evaluate_function: BlocksBackward", 0.0, start=6, number=7)
+    backward = Event("aten::copy_", 4.0, node, start=7, number=7)
+    device = [Event(name, 9.0, start=at, device=DeviceType.CUDA) for at, name in enumerate((profiled.PASS, ATTEND))]
+    outside = Event("aten::copy_", 100.0, start=11)
+    spent = profiled.shared_out([whole, layer, made, node, backward, *device, outside], cuda=True)
+    assert spent[FUSED] == 5.0 and spent[COPIES] == 4.0 and sum(spent.values()) == 9.0
 
 
 def test_a_backward_pass_belongs_to_what_made_it():

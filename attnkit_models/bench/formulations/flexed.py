@@ -59,7 +59,7 @@ def flex_regions(
     variants = {}
     if tokens == TILE // 2 and not on_cpu:
         variants = {f"tiles of {TILE}": forward, f"tiles of {tokens}": on(tiles(routed, tokens, tokens), SMALL)}
-    return Contender(forward, leaves, trains=not on_cpu, variants=variants)
+    return Contender(forward, leaves, trains=not on_cpu, variants=variants, compiles=True)
 
 
 def tiles(routed: Tensor, tokens: int, tile: int) -> BlockMask:
