@@ -160,11 +160,13 @@ def orders(mask: Tensor, leading: Tensor | None) -> dict[str, Tensor | None]:
 
 
 def visited(mask: Tensor, order: Tensor | None, rows: int) -> float:
-    """Share of all pairs in tiles of so many queries over the keys that any of them sees, on average over tiles."""
+    """Share of the keys that a query's tile of so many queries visits, on average over queries."""
     if order is not None:
         mask = mask.gather(-2, order[..., None].expand_as(mask))
-    mask = F.pad(mask, (0, 0, 0, -mask.shape[-2] % rows))
-    return float(mask.unflatten(-2, (-1, rows)).any(-2).float().mean())
+    queries = mask.shape[-2]
+    mask = F.pad(mask, (0, 0, 0, -queries % rows))
+    seen = mask.unflatten(-2, (-1, rows)).any(-2).float().mean(-1)
+    return float(seen.repeat_interleave(rows, -1)[..., :queries].mean())
 
 
 def built(size: int, group: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Primitives over blocks plan on the device: nothing waits for a GPU, nothing is copied to it or from it.
+"""Primitives plan on the device: nothing waits for a GPU, nothing is copied to it or from it.
 
 Tensors that pretend to lie on a GPU show that without one: whoever looks at a value of theirs raises.
 """
@@ -33,6 +33,8 @@ GROUPS = {
     "grid": {"kind": "window", "window": 4, "partition": "grid"},
     "random windows": {"kind": "random_window", "window": 49},
     "stripes": {"kind": "cross_shaped", "stripe": 2},
+    "predicted lists": {"kind": "mask_predictor", "tokens": 256, "keep": 0.1},
+    "predicted masks": {"kind": "mask_predictor", "tokens": 256, "keep": 0.5},
 }
 SIDE, DIM = 16, 32
 
