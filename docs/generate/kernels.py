@@ -2,10 +2,9 @@
 
 Run it from the repository root, on Linux with Triton and without TRITON_INTERPRET: python docs/generate/kernels.py
 
-It compiles some thousand kernels of each family, which takes more than an hour on one core; `--processes 8` takes
-eight. What was compiled from the same kernels and the same table is kept, so that it goes on after an interruption, and
-so does Triton's own cache. It fails where something spills, passes the shared memory there is, or does without tensor
-cores.
+It compiles some two thousand kernels of blocks, at about a second of a core each; `--processes 8` takes eight. What was
+compiled from the same kernels and the same table is kept, so that it goes on after an interruption, and so does
+Triton's own cache. It fails where something spills, passes the shared memory there is, or does without tensor cores.
 """
 
 from __future__ import annotations

@@ -156,10 +156,11 @@ def _window_gradients(
         "PRECISION": call.precision,
     }
     grid = (call.programs(1, 1, call.query_blocks),)
-    # A bias is a tile of registers more, rows narrower than their tiles take masks, and float32 is multiplied without
+    # Rows narrower than their tiles take masks, a bias is a tile of registers more, and float32 is multiplied without
     # tensor cores, by operands in registers.
-    crowded = tables.bias is not None or call.width < widths["BLOCK_D"] or call.value_width < widths["BLOCK_V"]
-    warps = max(rows, columns) // 16 * (2 if crowded and max(rows, columns) > 32 else 1)
+    narrow = call.width < widths["BLOCK_D"] or call.value_width < widths["BLOCK_V"]
+    crowded = narrow or (tables.bias is not None and max(rows, columns) > 32)
+    warps = max(rows, columns) // 16 * (2 if crowded else 1)
     warps = 4 if call.q.dtype.itemsize == 4 else warps
     return Launch(blocks_window_gradient, grid, arguments, constants, warps, 1)
 
