@@ -124,6 +124,30 @@ def test_nor_do_the_launches_of_triton_kernels(prefix, heads, bias):
     assert len(back.launches) == 2 + 1 + bool(prefix) + bias
 
 
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("learned", [False, True])
+def test_nor_do_those_of_stencils(learned, prefix):
+    pytest.importorskip("triton", reason="triton is for Linux")
+    from attnkit.kernels.triton.stencil.call import Windows
+    from attnkit.kernels.triton.stencil.launches import backward_of, forward_of
+
+    with FakeTensorMode(), torch.device("cuda"):
+        q, k, v = (torch.empty(2, 2, prefix + 64, 16) for _ in range(3))
+        q = q[:, :, :1] if learned else q[:, :, prefix:]
+        table = torch.empty(1, 2, prefix + 9, 1, 1)
+        windows = Windows(table, table, None, [8, 8], prefix, [3, 3], [1, 1], [1, 1], False, 0.25)
+        with Elsewhere() as watched:
+            found = forward_of(q, k, v, windows, "sm_90")
+            given = (torch.empty_like(found.out), None, found.out, found.total, found.peak, q, k, v, windows)
+            back = backward_of(*given, [True] * 5, "sm_90")
+            for fill in back.after:
+                fill()
+    assert watched.called > 10
+    assert watched.found == []
+    # The deltas, each gradient's, where keys and values are one and so are bias and gain, and the prefix's.
+    assert len(back.launches) == (3 if learned else 4) + bool(prefix)
+
+
 @pytest.mark.parametrize(
     "looking",
     [
