@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attnkit.kernels.ops.stencil import STENCIL, stencil_pair
+from attnkit.kernels.triton.launch import laid_out_as, within_reach
 from attnkit.kernels.triton.version import INTERPRETING
 
 
@@ -15,7 +16,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     from attnkit.kernels.triton.stencil.call import Windows
     from attnkit.kernels.triton.stencil.launches import forward_of
 
-    found = forward_of(q, k, v, Windows(*rest))
+    found = forward_of(*(within_reach(one) for one in (q, k, v)), Windows(*rest))
     found.launch.run()
     return found.out, found.total, found.peak
 
@@ -35,12 +36,17 @@ def _backward(
     from attnkit.kernels.triton.stencil.call import Windows
     from attnkit.kernels.triton.stencil.launches import backward_of
 
-    found = backward_of(grad_out, grad_total, out, total, peak, q, k, v, Windows(*rest[:-1]), rest[-1])
+    reached = [within_reach(one) for one in (q, k, v)]
+    if grad_out is not None:
+        grad_out = within_reach(grad_out)
+    found = backward_of(grad_out, grad_total, out, total, peak, *reached, Windows(*rest[:-1]), rest[-1])
     for launch in found.launches:
         launch.run()
     for fill in found.after:
         fill()
-    return [one for one in found.gradients if one is not None]
+    of_inputs = zip(found.gradients[:3], (q, k, v), reached, strict=True)
+    gradients = [laid_out_as(gradient, one, other) for gradient, one, other in of_inputs if gradient is not None]
+    return [*gradients, *(one for one in found.gradients[3:] if one is not None)]
 
 
 STENCIL.kernels("CUDA", _forward, _backward)

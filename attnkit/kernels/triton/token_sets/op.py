@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnkit.kernels.ops.token_sets import TOKEN_SETS, SetTables, token_sets_pair
+from attnkit.kernels.triton.launch import laid_out_as, within_reach
 from attnkit.kernels.triton.version import INTERPRETING
 
 
@@ -15,7 +16,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
     from attnkit.kernels.triton.token_sets.launches import forward_of
 
-    found = forward_of(q, k, v, SetTables(*rest))
+    found = forward_of(*(within_reach(one) for one in (q, k, v)), SetTables(*rest))
     for step in found.steps:
         step.run()
     return found.out, found.lse
@@ -34,10 +35,17 @@ def _backward(
     from attnkit.kernels.triton.token_sets.launches import backward_of
 
     tables = SetTables(*rest[:-1])
-    found = backward_of(grad_out, grad_lse, out, lse, q, k, v, tables, rest[-1])
+    reached = [within_reach(one) for one in (q, k, v)]
+    if grad_out is not None:
+        grad_out = within_reach(grad_out)
+    found = backward_of(grad_out, grad_lse, out, lse, *reached, tables, rest[-1])
     for step in found.steps:
         step.run()
-    gradients = [one for one in found.gradients if one is not None]
+    gradients = [
+        laid_out_as(gradient, one, other)
+        for gradient, one, other in zip(found.gradients, (q, k, v), reached, strict=True)
+        if gradient is not None
+    ]
     if found.bias is not None:
         assert tables.bias is not None
         gradients.append(torch.empty_like(tables.bias).copy_(found.bias.sum_to_size(tables.bias.shape)))

@@ -8,7 +8,6 @@ import torch
 from attnkit import Grid, attend
 from attnkit.kernels import recording
 from attnkit.kernels.ops.blocks import BLOCKS, BlockTables
-from attnkit.kernels.triton import launch
 from attnkit.kernels.triton.blocks import configs
 from attnkit.kernels.triton.blocks.configs import Config
 from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
@@ -110,22 +109,6 @@ def test_which_kernels_make_the_gradients(layout, dtype, width, names):
     found = forward_of(q, k, v, tables)
     back = backward_of(found.out, None, found.out, found.total, found.peak, q, k, v, tables, [True, True, True, False])
     assert [one.kernel.__name__ for one in back.launches] == [f"blocks_{name}" for name in names]
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_rows_whose_channels_lie_far_apart(monkeypatch):
-    """They are put in order, and their gradients lie as they do."""
-    layout = Blocks.windows(Grid(4, 4), 2)
-    given = [one.transpose(2, 3).contiguous().transpose(2, 3) for one in random_qkv((16, 16), dtype=torch.float32)]
-    bias = random_tensor(1, 1, 16, 16, seed=3, dtype=torch.float32)
-    found = []
-    for reach in (2**31, 8):
-        monkeypatch.setattr(launch, "REACH", reach)
-        tensors = [one.detach().requires_grad_() for one in (*given, bias)]
-        q, k, v, added = tensors
-        out = attend(q, k, v, layout, bias=added, backend="triton")
-        found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
-    assert all(torch.equal(one, other) and one.stride() == other.stride() for one, other in zip(*found, strict=True))
 
 
 def test_no_items():
