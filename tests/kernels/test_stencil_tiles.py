@@ -166,6 +166,21 @@ def test_the_extent_is_that_of_the_tiles(name):
     assert keys >= halos.keys - halos.prefix
 
 
+def test_a_bias_for_each_row_of_queries():
+    q, k, v = random_qkv((30, 30), heads=2, grad=True)
+    row = random_tensor(1, 2, 9, 5, 1, seed=2, grad=True)
+    window = ([5, 6], 0, [3, 3], [1, 1], [1, 1], True, 0.5)
+
+    def run(compute):
+        return outputs_and_gradients(
+            lambda q, k, v, row: STENCIL.op(q, k, v, compute(row), None, None, *window), [q, k, v, row]
+        )
+
+    found, right = run(lambda row: row), run(lambda row: row.expand(-1, -1, -1, -1, 6))
+    for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # torch 2.15 looks at the gradients of its own copies.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 def test_pytorch_finds_nothing_wrong():

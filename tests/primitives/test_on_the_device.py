@@ -33,6 +33,9 @@ GROUPS = {
     "grid": {"kind": "window", "window": 4, "partition": "grid"},
     "random windows": {"kind": "random_window", "window": 49},
     "stripes": {"kind": "cross_shaped", "stripe": 2},
+    "neighborhoods": {"kind": "neighborhood", "kernel": 5},
+    "dilated neighborhoods": {"kind": "neighborhood", "kernel": 3, "dilation": 2},
+    "learned queries": {"kind": "learned_query", "kernel": 3},
     "predicted lists": {"kind": "mask_predictor", "tokens": 256, "keep": 0.1},
     "predicted masks": {"kind": "mask_predictor", "tokens": 256, "keep": 0.5},
 }

@@ -52,7 +52,7 @@ class _Tiles:
         self.halos, self.scale, self.seen = Halos(layout), scale, seen
         self.batch, self.heads = q.shape[:2]
         self.q, self.k, self.v = q.expand(-1, -1, self.halos.queries, -1), k, v
-        self.bias, self.gain = (None if one is None else one.flatten(3) for one in (bias, gain))
+        self.bias, self.gain = (None if one is None else self._by_query(one) for one in (bias, gain))
         self.places = places(list(kernels), prefix)
         self.like = q.new_empty(0, dtype=wide(q, v))
         self.pairs = self.batch * self.heads
@@ -112,6 +112,12 @@ class _Tiles:
         if self.seen is not None or self.bias is not None or not self.halos.full:
             weights.masked_fill_(empty[..., None], 0.0)
         return weights, peak, empty
+
+    def _by_query(self, values: Tensor) -> Tensor:
+        """Bias or gain as (B or 1, heads or 1, places, queries), or 1 for all queries."""
+        if values[0, 0, 0].numel() > 1:
+            values = values.expand(*values.shape[:3], *self.halos.sizes)
+        return values.flatten(3)
 
     def at_places(self, values: Tensor, pairs: range, tiles: tuple[int, int]) -> Tensor:
         """Bias or gain by place as (pairs, tiles, T, U), any where nothing is seen."""
