@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -63,8 +64,11 @@ def tokens_of_map(layer: str, dim: int, x: Tensor, token_mask: Tensor | None) ->
     check_tensor(x)
     shape = tuple(x.shape)
     if x.ndim < 4:
+        side = math.isqrt(shape[1]) if len(shape) == 3 else 0
+        sizes = f"{side}, {side}" if side and side**2 == shape[1] else "height, width"
         raise ShapeError(
-            f"{layer} takes a map (B, H, W, C), or tokens (B, N, C) with their grid, but got {shape} without one"
+            f"{layer} takes a map (B, H, W, C), or tokens (B, N, C) with their grid, but got {shape} without one: "
+            f"pass it as in `layer(x, attnkit.Grid({sizes}))`"
         )
     if token_mask is not None:
         raise ShapeError(f"token_mask goes with tokens (B, N, C) and their grid, but x is a map {shape}")

@@ -125,9 +125,11 @@ def check_call(call: AttendCall) -> None:
     """Raises `ShapeError` with one sentence for a layout, scale, bias or gain that does not fit q, k and v."""
     q, layout = call.q, call.layout
     if (layout.num_queries, layout.num_keys) != (q.shape[2], call.k.shape[2]):
+        swapped = (layout.num_queries, layout.num_keys) == (q.shape[1], call.k.shape[1])
+        hint = "; (B, N, heads, D) becomes (B, heads, N, D) by transpose(1, 2)" * swapped
         raise ShapeError(
             f"the {layout.kind} layout is for {layout.num_queries} queries and {layout.num_keys} keys, "
-            f"but got {_shapes(q, call.k, call.v)}"
+            f"but got {_shapes(q, call.k, call.v)}{hint}"
         )
     for varies, size, what in zip(layout.lead, q.shape[:2], ("items", "heads"), strict=True):
         if varies not in (1, size):

@@ -44,7 +44,7 @@ _recorders: list[list[Choice]] = []
 
 # Off the CPU no times were measured: the first of these that can run a call does. `chunked` is not among them, since
 # loops over pieces that fit a CPU's cache keep a GPU waiting, nor are backends of others; `use_backend` takes them.
-DENSE_ORDER = ("sdpa", "triton", "reference")
+DENSE_ORDER = ("sdpa", "reference")
 SPARSE_ORDER = ("triton", "gather", "sdpa", "reference")
 # Where a mask over all pairs is expected to be faster than sparse kernels.
 MASKED_ORDER = ("sdpa", "triton", "gather", "reference")

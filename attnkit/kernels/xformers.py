@@ -31,6 +31,9 @@ class XFormersBackend(MeasuredBackend):
     on_demand: ClassVar[str] = "it was not measured on a GPU yet"
 
     def why_not(self, call: AttendCall) -> tuple[str, ...]:
+        if type(call.layout) not in (Blocks, Dense):
+            # Nothing that could be installed or moved would change that.
+            return (f"a {call.layout.kind} layout is no block-diagonal mask; it takes windows and dense",)
         reasons = []
         device = call.q.device
         uneven = [one for one in (call.q.shape[3], call.v.shape[3]) if one % ALIGNED]
@@ -80,8 +83,6 @@ class XFormersBackend(MeasuredBackend):
 
 def _layout_reasons(call: AttendCall) -> list[str]:
     layout = call.layout
-    if type(layout) not in (Blocks, Dense):
-        return [f"a {layout.kind} layout is no block-diagonal mask; it takes windows and dense"]
     reasons = []
     if isinstance(layout, Blocks) and layout.index is not None:
         reasons.append("routed blocks see several runs of keys, and a block-diagonal mask has one for each")

@@ -11,8 +11,8 @@ from torch import Tensor
 import attnkit
 from attnkit_models.bench.case import OURS, Contender, Problem, Setting, refused
 from attnkit_models.bench.formulations.biformer_gather import NAME as BIFORMER_GATHER
-from attnkit_models.bench.gate import difference
-from attnkit_models.bench.model_runs import Trainer, Way, built, from_timm
+from attnkit_models.bench.gate import apart, difference
+from attnkit_models.bench.model_runs import IN_HALF, Trainer, Way, built, from_timm
 
 # Models are held to attention written out on an image small enough for that. It leaves padding in the regions of every
 # stage.
@@ -31,9 +31,11 @@ def model_check(way: Way, setting: Setting) -> Mapping[str, float]:
     """Errors of logits and of the image's gradient against the reference backend.
 
     On the CPU in float64. On a GPU both in float32, where its kernels run, and with less exact limits: a few more
-    digits of what came before may let a layer choose other keys.
+    digits of what came before may let a layer choose other keys. Where half precision is timed, also those of logits
+    and of all weights' gradients against the same model in float32.
     """
-    return _model_errors(Way(way.model, way.on), CHECKED_SIZE, setting)
+    plain = Way(way.model, way.on)
+    return {**_model_errors(plain, CHECKED_SIZE, setting), **_half_errors(plain, CHECKED_SIZE, setting)}
 
 
 @functools.cache
@@ -47,6 +49,17 @@ def _model_errors(way: Way, size: int, setting: Setting) -> Mapping[str, float]:
     arriving = torch.linspace(-1, 1, right.shape[-1], dtype=right.dtype, device=right.device).expand_as(right)
     found, expected = (torch.autograd.grad(one, image, arriving)[0] for one in (out, right))
     return {"output": difference(out, right), "gradients": difference(found, expected)}
+
+
+@functools.cache
+def _half_errors(way: Way, size: int, setting: Setting) -> Mapping[str, float]:
+    low = half(setting)
+    if low is None:
+        return {}
+    model, image = built(way.model, size, setting.seed), images(1, size, setting.seed).to(setting.device)
+    narrow, wide = (Trainer(model, image, dtype, way).gradients() for dtype in (low, None))
+    errors = [apart(one, other) for one, other in zip(narrow, wide, strict=True)]
+    return {IN_HALF.format(what): error for what, error in zip(("output", "gradients"), errors, strict=True)}
 
 
 def half(setting: Setting) -> torch.dtype | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,13 @@ import attnkit
 from attnkit.errors import did_you_mean
 from attnkit_models.bench.case import Contender
 from attnkit_models.bench.formulations.biformer_gather import NAME as BIFORMER_GATHER
+from attnkit_models.bench.gate import MODEL_TOLERANCE, apart
 from attnkit_models.bench.guests import GUESTS, guest_backend
 
 CLASSES = 1000
 ON, COMPILED, GRAPH = " on ", ", compiled", ", in a CUDA graph"
+# Names of errors: against the model that is neither compiled nor in a graph, and against it in float32.
+AS_IT_IS, IN_HALF = "{} beside the model as it is", "{} beside float32"
 # What torch.compile compiles with.
 COMPILER = "inductor"
 # Calls on a stream of their own that a CUDA graph wants before it is captured.
@@ -108,6 +111,28 @@ class Trainer:
         self.model.eval()
         return self._replayed("forward", self.logits)
 
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Logits, and the gradients of all weights in one row, without what is random in training."""
+        self.model.eval()
+        return self._replayed("gradients", self._gradients)
+
+    def _gradients(self) -> tuple[Tensor, Tensor]:
+        logits = self.logits()
+        loss = F.cross_entropy(logits.float(), self.labels)
+        found = torch.autograd.grad(loss, list(self.model.parameters()), allow_unused=True)
+        return logits, torch.cat([one.flatten().float() for one in found if one is not None])
+
+    def as_it_is(self) -> Mapping[str, float]:
+        """Errors of what is compiled or in a graph against the same model without, in the same dtype."""
+        plain = Trainer(self.model, self.batch, self.low, replace(self.way, compiled=False, graph=False))
+        with torch.no_grad():
+            output = apart(self.forward(), plain.forward())
+        pairs = zip(self.gradients(), plain.gradients(), strict=True)
+        _, gradients = (apart(one, other) for one, other in pairs)
+        # Only the passes that are timed keep their graphs.
+        self.captured.pop("gradients", None)
+        return {AS_IT_IS.format("output"): output, AS_IT_IS.format("gradients"): gradients}
+
     def prepare(self) -> None:
         """Makes the optimizer's state, as a first step does."""
         for one in self.model.parameters():
@@ -134,10 +159,31 @@ class Trainer:
         return self.captured[what]()
 
     def contender(self, check: Callable[[], Mapping[str, float]] | None, *, same: bool, wide: bool = True) -> Contender:
-        """The model as a contender."""
-        held = None if check is None else lambda _: check()
-        own = {"compiles": self.way.compiled, "keeps": self.way.graph}
-        return Contender(self.forward, (), held, wide=wide, same=same, step=self.step, prepare=self.prepare, **own)
+        """The model as a contender; what is compiled or in a graph is held to the model that is not, too."""
+        changed = self.way.compiled or self.way.graph
+        checks = [*([check] if check else []), *([self.as_it_is] if changed else [])]
+
+        def held(_: Contender) -> Mapping[str, float]:
+            return {name: error for one in checks for name, error in one().items()}
+
+        return Contender(
+            self.forward,
+            (),
+            held if checks else None,
+            wide=wide,
+            same=same,
+            step=self.step,
+            prepare=self.prepare,
+            compiles=self.way.compiled,
+            keeps=self.way.graph,
+            limits=model_limits(self.low or torch.float32),
+        )
+
+
+def model_limits(dtype: torch.dtype) -> dict[str, float]:
+    """How far a model may be from itself in float32, and from itself neither compiled nor in a graph."""
+    names = [name.format(what) for name in (IN_HALF, AS_IT_IS) for what in ("output", "gradients")]
+    return dict.fromkeys(names, MODEL_TOLERANCE[dtype])
 
 
 def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:

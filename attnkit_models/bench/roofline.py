@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
-from attnkit_models.bench.case import OURS, Case, Setting
+from attnkit_models.bench.case import OURS, Case
 from attnkit_models.bench.gpu import GPU
 from attnkit_models.bench.headline import HEADLINE
 from attnkit_models.bench.report import markdown, milliseconds, number, percent
@@ -21,28 +19,32 @@ class Device:
     """What a GPU can do at most, from its maker's data sheet.
 
     Attributes:
-        name: a part of the name that the device gives itself.
+        name: what it is called for short.
         products: multiplications and additions of tensor cores in 16 bits, a second, without sparsity.
         bytes: bytes of its memory a second.
         exponentials: 16 a clock of every multiprocessor, at the clock that `products` are told for.
+        own_name: the whole name that the device gives itself.
     """
 
     name: str
     products: float
     bytes: float
     exponentials: float
+    own_name: str = ""
 
 
-def _nvidia(name: str, teraflops: float, terabytes: float, a_clock: int) -> Device:
+def _nvidia(name: str, own_name: str, teraflops: float, terabytes: float, a_clock: int) -> Device:
     """A device of whose multiprocessors each does `a_clock` multiplications and additions a clock."""
-    return Device(name, 1e12 * teraflops, 1e12 * terabytes, 1e12 * teraflops * 16 / a_clock)
+    per_second = 1e12 * teraflops
+    return Device(name, per_second, 1e12 * terabytes, per_second * 16 / a_clock, f"NVIDIA {own_name}")
 
 
+# PCIe and NVL cards of the same generation, and those beside a Grace CPU, have other clocks and memories.
 DEVICES = (
-    _nvidia("A100", 312.0, 2.039, 2048),
-    _nvidia("H100", 989.0, 3.35, 4096),
-    _nvidia("H200", 989.0, 4.8, 4096),
-    _nvidia("B200", 2250.0, 8.0, 8192),
+    _nvidia("A100 SXM 80 GB", "A100-SXM4-80GB", 312.0, 2.039, 2048),
+    _nvidia("H100 SXM", "H100 80GB HBM3", 989.0, 3.35, 4096),
+    _nvidia("H200 SXM", "H200", 989.0, 4.8, 4096),
+    _nvidia("B200", "B200", 2250.0, 8.0, 8192),
 )
 
 
@@ -114,7 +116,7 @@ def roof(
 
 def device_of(name: str) -> Device | None:
     """The device of a name as PyTorch tells it, such as `"NVIDIA H100 80GB HBM3"`; None for one without numbers."""
-    return next((one for one in DEVICES if one.name in name), None)
+    return next((one for one in DEVICES if one.own_name == name.strip()), None)
 
 
 def routed(cases: Iterable[Case]) -> list[Case]:
@@ -162,12 +164,9 @@ def table(results: Record) -> str:
 
 
 def limits(device: Device) -> str:
-    """Limits of the headline's cases on a GPU, measured or not."""
-    on = Setting(torch.device("cuda"))
+    """Limits of the cases of `attnkit bench gpu`, measured or not."""
     rows = [
-        _cells(case, what, roof_of(device, case, what, on.batch(case.sizes["batch"])))
-        for case in routed(HEADLINE)
-        for what in PASSES
+        _cells(case, what, roof_of(device, case, what, case.sizes["batch"])) for case in routed(GPU) for what in PASSES
     ]
     return markdown(HEAD, rows, left=2)
 

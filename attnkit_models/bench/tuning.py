@@ -13,20 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import attnkit
 from attnkit.errors import ConfigError
-from attnkit.kernels.ops.blocks import BLOCKS
 from attnkit.kernels.triton import devices
 from attnkit.kernels.triton.blocks import configs
 from attnkit.kernels.triton.blocks.configs import Config, Direction
-from attnkit.layouts import Blocks
+from attnkit_models.bench.scenes import RAGGED, SCENES, SIDES, Run
 from attnkit_models.bench.timing import interleaved
 
-# Tokens along a side of the square regions that stand for each line of the table, and of windows that leave gaps.
-SIDES = {16: 4, 32: 5, 64: 8, 128: 16}
-RAGGED = {16: 3, 32: 5, 64: 7, 128: 10}
-# Tokens along a side of the map that these windows do not divide, behind a class token.
-RAGGED_MAP, PREFIX = 59, 1
 NUMBERS = ("bfloat16", "float32", "tf32")
 # Below this share of the time before, a neighbour is better; anything above may be chance.
 BETTER = 0.97
@@ -181,9 +174,6 @@ def images(kernel: Kernel) -> int:
     return 64 * 64 // kernel.head_dim * 2 // kernel.dtype.itemsize
 
 
-Run = Callable[[], Sequence[Tensor]]
-
-
 @contextmanager
 def multiplying(kernel: Kernel) -> Iterator[None]:
     """Multiplies float32 as a line of the table says."""
@@ -193,56 +183,6 @@ def multiplying(kernel: Kernel) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-
-
-def routed(kernel: Kernel, device: torch.device, batch: int) -> Run:
-    """Routed regions that fill their tiles, of whose operator or backward pass the kernel is a great part.
-
-    Args:
-        kernel: what is measured.
-        device: where.
-        batch: images at a time.
-    """
-    side = SIDES[kernel.tile]
-    across = 64 // side * side
-    regions, generator = across // side, torch.Generator(device).manual_seed(0)
-    drawn = torch.rand(batch, regions**2, regions**2, generator=generator, device=device)
-    index = drawn.topk(max(256 // side**2, 4)).indices
-    layout = Blocks.from_regions(attnkit.Grid(across, across), regions, index, unique=True)
-    return _run(kernel, layout, kernel.dtype, batch, generator)
-
-
-def windows(kernel: Kernel, device: torch.device, batch: int) -> Run:
-    """Windows that leave gaps in their tiles and at the edges of the map, beside a class token; a bias in float32, as
-    models in half precision have it, gets its gradient too. Arguments as for `routed`."""
-    grid = attnkit.Grid(RAGGED_MAP, RAGGED_MAP, prefix=PREFIX)
-    layout = Blocks.windows(grid, RAGGED[kernel.tile], device=device)
-    return _run(kernel, layout, torch.float32, batch, torch.Generator(device).manual_seed(0))
-
-
-SCENES = (routed, windows)
-
-
-def _run(kernel: Kernel, layout: Blocks, bias_dtype: torch.dtype, batch: int, generator: torch.Generator) -> Run:
-    """The operator, or its backward pass, on q, k and v as a fused projection leaves them."""
-    device, backward, width = generator.device, kernel.direction != "forward", kernel.head_dim
-    shape = (batch, layout.num_queries, 3, 8, width)
-    made = torch.randn(shape, generator=generator, device=device, dtype=kernel.dtype).permute(2, 0, 3, 1, 4)
-    leaves = [one.requires_grad_(backward) for one in made]
-    order, bias = layout.order, None
-    if kernel.bias:
-        pairs = (1, 8, 1, order.token.shape[3], layout.key_slots)
-        bias = torch.randn(pairs, generator=generator, device=device, dtype=bias_dtype)
-        if layout.index is None:
-            leaves.append(bias.requires_grad_(backward))
-    padded = [order.padded, order.padded]
-    cuts = (order.token, order.slot, order.token, order.slot, layout.index, None)
-    tables = (*cuts, bias, layout.prefix, padded, width**-0.5, None)
-    if not backward:
-        return lambda: [BLOCKS.op(*leaves[:3], *tables)[0]]
-    out = BLOCKS.op(*leaves[:3], *tables)[0]
-    grad = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
 def timed(

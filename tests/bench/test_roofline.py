@@ -66,10 +66,11 @@ def test_heads_of_32_channels_wait_for_exponentials():
 
 
 def test_names_of_devices():
-    assert device_of("NVIDIA H200").name == "H200"
-    assert device_of("NVIDIA A100-SXM4-80GB").name == "A100"
-    assert device_of("NVIDIA GeForce RTX 4090") is None
-    assert device_of("") is None
+    assert device_of("NVIDIA H200").name == "H200 SXM"
+    assert device_of("NVIDIA A100-SXM4-80GB").name == "A100 SXM 80 GB"
+    # Others of the same generation have other clocks and memories.
+    others = ("GH200 480GB", "GB200", "H100 PCIe", "H100 NVL", "H200 NVL", "A100-PCIE-40GB", "GeForce RTX 4090")
+    assert [device_of(one) for one in (*(f"NVIDIA {other}" for other in others), "H200", "")] == [None] * 9
 
 
 def test_limits_of_a_case():
@@ -108,7 +109,7 @@ def test_a_table_has_the_measured_point_and_its_share():
     lines = table(results("NVIDIA H200")).splitlines()
     assert len(lines) == 4
     case = next(case for case in HEADLINE if case.name == "regions/128x128")
-    device = device_of("H200")
+    device = device_of("NVIDIA H200")
     assert device is not None
     forward = roof_of(device, case, "forward", batch=8)
     assert f"| {100 * forward.least / 0.5:.3g} % |" in lines[2]
@@ -129,4 +130,4 @@ def test_a_case_that_failed_has_no_row():
 
 def test_every_device_has_limits_for_every_case():
     for device in DEVICES:
-        assert len(limits(device).splitlines()) == 2 + 2 * len(routed(HEADLINE))
+        assert len(limits(device).splitlines()) == 2 + 2 * len(routed(GPU))

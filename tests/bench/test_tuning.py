@@ -17,11 +17,9 @@ from attnkit.kernels.triton.blocks.configs import (
     tile_of,
 )
 from attnkit.kernels.triton.devices import DEVICE_CLASSES, device_class
+from attnkit_models.bench import scenes
+from attnkit_models.bench.scenes import RAGGED, RAGGED_MAP, SCENES, SIDES, in_one_program
 from attnkit_models.bench.tuning import (
-    RAGGED,
-    RAGGED_MAP,
-    SCENES,
-    SIDES,
     alike,
     climbed,
     images,
@@ -90,7 +88,13 @@ def test_results_that_differ_are_not_alike():
 
 
 @pytest.mark.parametrize(
-    "name", ["forward/16/16/bfloat16 and bias", "key_gradient/32/32/tf32", "query_gradient/64/16/bfloat16 and bias"]
+    "name",
+    [
+        "forward/16/16/bfloat16 and bias",
+        "key_gradient/32/32/tf32",
+        "query_gradient/64/16/bfloat16 and bias",
+        "key_gradient/64/64/bfloat16 and bias",
+    ],
 )
 def test_what_is_timed_runs_anywhere(name):
     kernel, before = kernels(name)[0], torch.backends.cuda.matmul.fp32_precision
@@ -100,13 +104,14 @@ def test_what_is_timed_runs_anywhere(name):
     assert len(regions) == (3 if backward else 1)
     for one in regions:
         assert one.shape == (1, 8, (64 // side * side) ** 2, kernel.head_dim)
-    assert len(ragged) == (3 + kernel.bias if backward else 1)
+    biased = backward and kernel.bias and not in_one_program(kernel)
+    assert len(ragged) == (3 + biased if backward else 1)
     for one in ragged[:3]:
         # A forward pass of blocks leaves out the prefix.
         assert one.shape == (1, 8, RAGGED_MAP**2 + backward, kernel.head_dim)
     for one in (*regions, *ragged[:3]):
         assert one.dtype == kernel.dtype and bool(one.isfinite().all())
-    if backward and kernel.bias:
+    if biased:
         size = RAGGED[kernel.tile] ** 2
         assert ragged[3].shape == (1, 8, 1, size, 1 + size) and ragged[3].dtype == torch.float32
     assert torch.backends.cuda.matmul.fp32_precision == before
@@ -115,6 +120,17 @@ def test_what_is_timed_runs_anywhere(name):
 def test_windows_leave_gaps_on_the_same_line_of_the_table():
     for tile, side in RAGGED.items():
         assert tile_of(side**2) == tile and side**2 < tile and RAGGED_MAP % side
+
+
+def test_windows_run_the_kernel_that_is_tuned(monkeypatch):
+    """Small windows of narrow heads have a kernel of their own for all gradients, unless they have an index."""
+    layouts = []
+    monkeypatch.setattr(scenes, "_run", lambda kernel, layout, *_: layouts.append(layout))
+    for name in ("query_gradient/64/32/bfloat16", "key_gradient/64/64/bfloat16", "forward/64/32/bfloat16"):
+        scenes.windows(kernels(name)[0], torch.device("cpu"), 1)
+    small, wide, forward = layouts
+    assert small.index is not None and wide.index is None and forward.index is None
+    assert torch.equal(small.to_mask("cpu"), wide.to_mask("cpu"))
 
 
 def test_a_configuration_is_as_good_as_in_all_its_runs():

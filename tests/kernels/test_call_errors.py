@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnkit import AttnkitError, Grid, attend
+from attnkit import AttnkitError, Conv, Grid, HeadMix, attend
 from attnkit.errors import ShapeError
 from attnkit.layouts import Blocks, Dense, RelativeTable, Stencil, TokenMask
 
@@ -113,6 +113,24 @@ def test_a_wrong_value_is_answered_by_a_sentence(at):
         with pytest.raises(AttnkitError) as caught:
             attend(*args, **extra)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_swapped_axes_are_told_beside_the_way_back():
+    swapped = torch.ones(1, 16, 2, 4)
+    with pytest.raises(ShapeError, match=r"becomes \(B, heads, N, D\) by transpose\(1, 2\)"):
+        attend(swapped, swapped, swapped, Dense(16))
+    other = torch.ones(1, 2, 9, 4)
+    with pytest.raises(ShapeError) as told:
+        attend(other, other, other, Dense(16))
+    assert "transpose" not in str(told.value)
+
+
+@pytest.mark.parametrize(("tokens", "shown"), [(196, "attnkit.Grid(14, 14)"), (200, "attnkit.Grid(height, width)")])
+def test_tokens_without_a_grid_are_told_how_to_pass_one(tokens, shown):
+    mix = HeadMix(8, [Conv(heads=1)])
+    with pytest.raises(ShapeError) as told:
+        mix(torch.ones(1, tokens, 8))
+    assert f"`layer(x, {shown})`" in str(told.value)
 
 
 def test_shape_errors_are_shape_errors():

@@ -167,6 +167,11 @@ def test_it_says_why_not(call, reason):
     assert any(reason in text for text in found), found
 
 
+def test_what_never_changes_is_told_alone():
+    (reason,) = reasons(Stencil(Grid(5, 5), 3), dtype=torch.float64)
+    assert "a stencil layout is no block-diagonal mask" in reason
+
+
 def test_what_it_can_run_has_only_the_device_against_it(monkeypatch):
     monkeypatch.setattr(xformers, "_installed", lambda: True)
     for layout in (*LAYOUTS.values(),):
