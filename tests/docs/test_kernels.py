@@ -14,8 +14,11 @@ from attnkit.kernels.triton.sweeping import MOST_REGISTERS, TRIFLE, families
 
 DOCS = Path(__file__).parents[2] / "docs"
 FAMILIES = families()
-# What spills and has no remedy yet, as the page says: exact float32 on NVIDIA, and the widest heads in TF32 on Ampere.
-UNFIT = ("sm_*/*/float32*/*", "sm_80/key_gradient/tf32 and bias/256/*")
+# What spills and has no remedy yet, as the page says: exact float32 on NVIDIA, and the widest heads in TF32 on Ampere;
+# by family, how many lines at most, and bytes of a thread.
+UNFIT = {"blocks": {"sm_*/*/float32*/*": (47, 920), "sm_80/key_gradient/tf32 and bias/256/*": (4, 16)}}
+# Families of which not all was compiled yet, as the page shows.
+UNFINISHED = ("stencil", "token_sets")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -55,15 +58,24 @@ def test_names_have_a_place_in_the_tables(kernels, family):
 @each_family
 def test_what_was_compiled_fits(kernels, family):
     lines = kernels.stored(family)["lines"]
-    assert set(lines) <= set(kernels.named(FAMILIES[family]))
+    every = set(kernels.named(FAMILIES[family]))
+    assert set(lines) <= every if family in UNFINISHED else set(lines) == every
     for name, (_, registers, aside, shared, _, faults) in lines.items():
         device = name.partition("/")[0]
         if faults:
-            assert any(fnmatch.fnmatchcase(name, one) for one in UNFIT), name
+            assert any(fnmatch.fnmatchcase(name, one) for one in UNFIT.get(family, ())), name
             continue
         assert 0 < registers <= (512 if device == "gfx942" else MOST_REGISTERS), name
         assert aside <= TRIFLE, name
         assert shared <= SHARED[device], name
+
+
+def test_no_more_spills_than_is_known(kernels):
+    for family, patterns in UNFIT.items():
+        lines = kernels.stored(family)["lines"]
+        for pattern, (count, most) in patterns.items():
+            spilled = [row[2] for name, row in lines.items() if row[5] and fnmatch.fnmatchcase(name, pattern)]
+            assert len(spilled) <= count and max(spilled, default=0) <= most, pattern
 
 
 def test_products_are_made_by_tensor_cores(kernels):
