@@ -12,6 +12,7 @@ from attnkit_models.bench.case import DENSE, Case, Target
 from attnkit_models.bench.headline import AUTHORS, GATHER, UNFOLD
 from attnkit_models.bench.layer_problems import BANDWIDTH, TWO_CONVOLUTIONS
 from attnkit_models.bench.model_runs import COMPILED, GRAPH, NO_TRITON, ON, PLAIN
+from attnkit_models.bench.problems import MASKED
 
 FLEX, GATHERED = "FlexAttention", "gather + SDPA"
 GPU_DEVICE = "cuda"
@@ -77,6 +78,15 @@ def _shifted(side: int, window: int, batch: int, heads: int) -> Case:
     title = f"windows of {window} x {window} shifted by {window // 2}, {side} x {side} tokens, batch {batch}"
     small = {"batch": 2, "heads": 2, "side": 3 * window}
     return _case(f"shifted_windows/{side}x{side}/{window}", "shifted", sizes, small, title, *_both(GATHERED, 1.3))
+
+
+def _neighborhood(side: int, kernel: int, batch: int, heads: int) -> Case:
+    sizes = {"batch": batch, "heads": heads, "side": side, "width": 32, "kernel": kernel, "flex": True}
+    title = f"neighborhoods of {kernel} x {kernel}, moved inside at the border, {side} x {side} tokens, batch {batch}"
+    against = (*_both(MASKED, 0.0), *_both(FLEX, 0.0))
+    return _case(
+        f"neighborhood/{side}x{side}/{kernel}", "neighborhood", sizes, {"batch": 1, "side": 20}, title, *against
+    )
 
 
 def _learned(side: int, channels: int, kernel: int, batch: int) -> tuple[Case, Case]:
@@ -192,6 +202,7 @@ GPU: tuple[Case, ...] = (
     _shifted(56, 7, 64, 2),
     _shifted(64, 8, 32, 2),
     _shifted(128, 8, 8, 4),
+    *(_neighborhood(side, kernel, *rest) for side, *rest in ((56, 32, 2), (128, 4, 4)) for kernel in (7, 13)),
     *(
         case
         for shape in (

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 import attnkit
 from attnkit.layouts import Blocks, Layout, Stencil
 from attnkit_models.bench.case import DENSE, OURS, Contender, Problem, Setting
 from attnkit_models.bench.formulations.biformer_gather import biformer_gather
 from attnkit_models.bench.formulations.dense import dense_variants, exact_attention
-from attnkit_models.bench.formulations.flexed import flex_regions
+from attnkit_models.bench.formulations.flexed import flex_neighborhoods, flex_regions
 from attnkit_models.bench.formulations.gathered_windows import gathered_windows
 from attnkit_models.bench.formulations.haloed import BLOCK, halonet
 from attnkit_models.bench.formulations.peers import natten_windows, xformers_windows
@@ -21,6 +22,7 @@ from attnkit_models.bench.formulations.shifted_windows import joined, shifted_wi
 from attnkit_models.bench.formulations.unfolded import sasa
 from attnkit_models.bench.gate import rows_check
 
+MASKED = "SDPA under the mask"
 # On a CPU dense attention over more tokens is measured on a share of the queries: it takes time in proportion to them.
 WHOLE, SHARE = 20_000, 16
 
@@ -146,4 +148,29 @@ def stencil(setting: Setting, *, batch: int, heads: int, side: int, width: int, 
     }
     if side % BLOCK == 0:
         others["HaloNet"] = Contender(lambda: halonet(*leaves, sizes, kernel), leaves)
+    return _problem(leaves, layout, visible, others, {"kernel": kernel})
+
+
+def neighborhood(
+    setting: Setting, *, batch: int, heads: int, side: int, width: int, kernel: int, flex: bool = False
+) -> Problem:
+    """Every token sees kernel x kernel tokens around it; at the border the window is moved inside, as NATTEN's is."""
+    sizes = (side, side)
+    leaves = projected(batch, heads, side**2, width, setting)
+    layout = Stencil(attnkit.Grid(*sizes), kernel, border="clamp")
+    row = torch.arange(side, device=setting.device)
+    places = torch.cartesian_prod(row, row)
+    starts = (places - kernel // 2).clamp(0, side - kernel)
+
+    def visible(rows: Tensor) -> Tensor:
+        far = places - starts[rows][:, None]
+        return ((far >= 0) & (far < kernel)).all(-1)[None, None]
+
+    mask = visible(torch.arange(side**2, device=setting.device))
+    others = {
+        MASKED: Contender(lambda: scaled_dot_product_attention(*leaves, attn_mask=mask), leaves),
+        "NATTEN": replace(natten_windows(leaves, sizes, kernel), same=True),
+    }
+    if flex:
+        others["FlexAttention"] = flex_neighborhoods(leaves, sizes, kernel)
     return _problem(leaves, layout, visible, others, {"kernel": kernel})

@@ -26,6 +26,7 @@ PROBLEMS = {
     "windows": "attnkit_models.bench.problems:windows",
     "shifted": "attnkit_models.bench.problems:shifted",
     "stencil": "attnkit_models.bench.problems:stencil",
+    "neighborhood": "attnkit_models.bench.problems:neighborhood",
     "mix": "attnkit_models.bench.mix_problems:mix",
     "learned_query": "attnkit_models.bench.layer_problems:learned_query",
     "learned_heads": "attnkit_models.bench.layer_problems:learned_heads",

@@ -13,6 +13,7 @@ SMALL = {
     "windows": {"batch": 2, "heads": 2, "side": 6, "width": 8, "window": 10},
     "shifted": {"batch": 2, "heads": 2, "side": 12, "width": 8, "window": 4, "shift": 2},
     "stencil": {"batch": 2, "heads": 2, "side": 16, "width": 8, "kernel": 5},
+    "neighborhood": {"batch": 2, "heads": 2, "side": 16, "width": 8, "kernel": 5},
     "learned_query": {"batch": 2, "heads": 2, "side": 16, "channels": 16, "kernel": 5, "convolutions": True},
     "learned_heads": {"batch": 2, "heads": 2, "side": 8, "channels": 16, "kernel": 5},
     "predicted_keys": {"batch": 2, "heads": 2, "side": 10, "channels": 32, "keep": 0.25, "lean": True},

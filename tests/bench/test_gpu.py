@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attnkit import Grid
 from attnkit.cli import main
+from attnkit.layouts import Stencil
 from attnkit_models.bench import missed, report, results, runner
 from attnkit_models.bench.case import OURS, Setting
 from attnkit_models.bench.formulations.flexed import tiles
@@ -20,7 +22,7 @@ from attnkit_models.bench.run import run_all
 
 BY_PROBLEM = {case.problem: case for case in GPU}
 # Who does not run everywhere, and need not.
-ELSEWHERE = ("xformers", "CUDA graphs are for GPUs")
+ELSEWHERE = ("xformers", "NATTEN does not import", "CUDA graphs are for GPUs")
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,23 @@ def test_the_mask_of_tiles_is_that_of_all_pairs(tokens, tile, regions):
     )
     assert torch.equal(found.to_dense(), wanted.to_dense())
     assert torch.equal(found.full_kv_num_blocks, wanted.full_kv_num_blocks)
+
+
+@pytest.mark.parametrize(("sizes", "kernel"), [((16, 16), 5), ((20, 13), 7)])
+def test_flex_attention_sees_the_neighborhoods_of_the_others(sizes, kernel):
+    from attnkit_models.bench.formulations import flexed
+
+    leaves = tuple(
+        torch.randn(1, 2, sizes[0] * sizes[1], 16, generator=torch.Generator().manual_seed(0)) for _ in "qkv"
+    )
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flexed, "_flex", lambda: lambda *given, block_mask: seen.append(block_mask))
+        flexed.flex_neighborhoods(leaves, sizes, kernel).forward()
+    token = torch.arange(sizes[0] * sizes[1])
+    found = seen[0].mask_mod(0, 0, token[:, None], token[None])
+    wanted = Stencil(Grid(*sizes), kernel, border="clamp").to_mask("cpu")[0, 0]
+    assert torch.equal(found, wanted)
 
 
 def test_the_list_has_what_the_targets_are_about():

@@ -62,6 +62,29 @@ def flex_regions(
     return Contender(forward, leaves, trains=not on_cpu, variants=variants, compiles=True)
 
 
+def flex_neighborhoods(leaves: tuple[Tensor, Tensor, Tensor], sizes: tuple[int, int], kernel: int) -> Contender:
+    """FlexAttention on a map in row-major order, under windows that are moved inside at the border."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    q = leaves[0]
+    (height, width), on_cpu = sizes, q.device.type == "cpu"
+
+    def near(query: Tensor, key: Tensor, length: int) -> Tensor:
+        start = (query - kernel // 2).clamp(0, length - kernel)
+        return (key >= start) & (key < start + kernel)
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return near(query // width, key // width, height) & near(query % width, key % width, width)
+
+    count = height * width
+    mask = create_block_mask(visible, None, None, count, count, device=str(q.device), BLOCK_SIZE=TILE)
+
+    def forward() -> Tensor:
+        return _flex()(*((one.detach() for one in leaves) if on_cpu else leaves), block_mask=mask)
+
+    return Contender(forward, leaves, trains=not on_cpu, compiles=True)
+
+
 def tiles(routed: Tensor, tokens: int, tile: int) -> BlockMask:
     """The mask of tiles without the mask of all pairs.
 
