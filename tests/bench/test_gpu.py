@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from attnkit import Grid
 from attnkit.cli import main
+from attnkit.kernels import dispatch
 from attnkit.layouts import Stencil
 from attnkit_models.bench import missed, report, results, runner
 from attnkit_models.bench.case import OURS, Setting
@@ -18,7 +20,7 @@ from attnkit_models.bench.gpu import GPU, RECIPES
 from attnkit_models.bench.kinds import KINDS
 from attnkit_models.bench.machine import machine
 from attnkit_models.bench.model_runs import GRAPH, NO_TRITON, PLAIN, Trainer, Way, built, from_timm
-from attnkit_models.bench.run import run_all
+from attnkit_models.bench.run import CUDA, run_all
 
 BY_PROBLEM = {case.problem: case for case in GPU}
 # Who does not run everywhere, and need not.
@@ -264,6 +266,23 @@ def test_where_it_runs_is_told(capsys, monkeypatch, words, says):
 def test_the_command_lists_them(capsys):
     assert main(["bench", "gpu", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(GPU)
+
+
+def test_the_pages_say_how_many_cases_and_how_long():
+    docs = Path(__file__).parents[2] / "docs"
+    said = " ".join((docs / "triton.md").read_text(encoding="utf-8").split())
+    minutes = CUDA * sum(case.seconds for case in GPU) / 60
+    assert round(minutes) == 2 and f"about two minutes in all, {len(GPU)} cases of one to five seconds" in said
+    assert all(1 <= round(CUDA * case.seconds) <= 5 for case in GPU)
+    for page in (docs / "index.md", docs.parent / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        assert "`attnkit bench gpu`" in text and "triton.md)" in text
+
+
+def test_the_page_on_dispatch_has_every_order():
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "dispatch.md").read_text(encoding="utf-8")
+    for order in (dispatch.DENSE_ORDER, dispatch.MASKED_ORDER, dispatch.SPARSE_ORDER):
+        assert f"| {', '.join(f'`{name}`' for name in order)} |" in page
 
 
 def test_graphs_are_refused_without_a_gpu():
