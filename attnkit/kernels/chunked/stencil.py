@@ -37,13 +37,12 @@ def _work(call: AttendCall) -> Work:
     layout, on_cpu = cast("Stencil", call.layout), measured(call.q.device)
     # Keys one number wide are those of learned queries; strides may not be looked at here.
     learned = call.q.shape[3] == 1
-    if on_cpu and layout.border == "clamp":
+    if on_cpu and (layout.border == "clamp" or not learned):
         tiles, keys = extent(layout)
         heads, width = call.q.shape[1], call.k.shape[3] + call.v.shape[3]
         problems = float(heads * tiles)
         counts = pairs(call, layout.global_keys + keys)
-        # Products of small matrices, as those of small blocks are.
-        return Work("chunked small blocks", {**counts, "problems": problems, "moved": problems * keys * width})
+        return Work("chunked tiles", {**counts, "problems": problems, "moved": problems * keys * width})
     counts = pairs(call, layout.key_slots)
     name = "chunked convolution" if on_cpu and learned else "chunked shifts"
     return Work(name, {**counts, "places": share(call) * layout.key_slots})
