@@ -97,8 +97,13 @@ def _try(backend: str, device: str) -> str:
         for what, make in examples.items()
     }
     found = {one: backend_named(backend).why_not(call) for one, call in calls.items()}
-    # What stands against every call is said once.
-    common = [one for one in next(iter(found.values())) if all(one in reasons for reasons in found.values())]
+    # What stands against every call is said once; kinds that are refused for a reason of their own alone do not count.
+    shared = [
+        reasons
+        for (kind, _), reasons in found.items()
+        if any(set(reasons) & set(others) for (other, _), others in found.items() if other != kind)
+    ]
+    common = [one for one in shared[0] if all(one in more for more in shared)] if shared and all(found.values()) else []
     runs: list[str] = []
     lines: list[str] = []
     refused: dict[str, list[str]] = {}
