@@ -180,18 +180,7 @@ _SHAPES = ((64, 8, 16, 16), (64, 8, 4, 16), (128, 16, 32, 8), (128, 8, 4, 8), (2
 _LAYERS = ((56, 64, 3, 32), (56, 64, 5, 32), (56, 64, 7, 32), (56, 64, 15, 16), (64, 256, 7, 8), (128, 64, 9, 4))
 
 GPU: tuple[Case, ...] = (
-    *(
-        _regions(*shape[:3], width, shape[3])
-        for shape in (
-            (64, 8, 16, 16),
-            (64, 8, 4, 16),
-            (128, 16, 32, 8),
-            (128, 8, 4, 8),
-            (256, 32, 64, 1),
-            (256, 16, 64, 1),
-        )
-        for width in (32, 64)
-    ),
+    *(_regions(*shape[:3], width, shape[3]) for shape in _SHAPES for width in (32, 64)),
     _stage(1, 56, 2, 1),
     _stage(2, 28, 4, 4),
     _stage(3, 14, 8, 16),
@@ -203,18 +192,7 @@ GPU: tuple[Case, ...] = (
     _shifted(64, 8, 32, 2),
     _shifted(128, 8, 8, 4),
     *(_neighborhood(side, kernel, *rest) for side, *rest in ((56, 32, 2), (128, 4, 4)) for kernel in (7, 13)),
-    *(
-        case
-        for shape in (
-            (56, 64, 3, 32),
-            (56, 64, 5, 32),
-            (56, 64, 7, 32),
-            (56, 64, 15, 16),
-            (64, 256, 7, 8),
-            (128, 64, 9, 4),
-        )
-        for case in _learned(*shape)
-    ),
+    *(case for shape in _LAYERS for case in _learned(*shape)),
     *(_predicted(side, keep, batch) for side, batch in ((28, 16), (56, 4)) for keep in (0.25, 0.1)),
     *(_step(name, 512, 16, NO_TRITON, 2.0) for name in RECIPES[:2]),
     *(_step(name, 224, 64, PLAIN, 1.5) for name in RECIPES),
