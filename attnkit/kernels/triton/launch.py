@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -63,6 +64,23 @@ def precision(dtype: torch.dtype = torch.float32) -> str:
     """How kernels multiply: `"tf32"` for float32 where PyTorch is told that it may, else `"ieee"`, as for dtypes that
     this does not concern."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
+    """A tensor and its first strides, 0 where it broadcasts."""
+    names = _stride_names(name, axes)
+    found: dict[str, Any] = dict.fromkeys(names, 0)
+    found[name] = tensor
+    if tensor is not None:
+        for one, size, step in zip(names, tensor.shape, tensor.stride(), strict=False):
+            if size > 1:
+                found[one] = step
+    return found
+
+
+@functools.cache
+def _stride_names(name: str, axes: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{letter}" for letter in axes)
 
 
 def within_reach(tensor: Tensor, axes: int = 1) -> Tensor:

@@ -12,11 +12,11 @@ from attnkit.kernels.triton.blocks import configs
 from attnkit.kernels.triton.blocks.forward import blocks_forward
 from attnkit.kernels.triton.blocks.inverse import inverse_of
 from attnkit.kernels.triton.blocks.key_gradient import blocks_key_gradient, blocks_key_parts
-from attnkit.kernels.triton.blocks.operands import LISTED, Call, packed, tile, with_strides
+from attnkit.kernels.triton.blocks.operands import LISTED, Call, packed, tile
 from attnkit.kernels.triton.blocks.query_gradient import blocks_query_gradient
 from attnkit.kernels.triton.blocks.shared_gradient import blocks_bias_gradient, blocks_prefix_gradient
 from attnkit.kernels.triton.blocks.window_gradient import blocks_window_gradient
-from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.launch import Launch, with_strides
 
 # Programs that keep a large GPU busy: into so many shares at most is a sum cut that all blocks contribute to.
 PROGRAMS = 1024

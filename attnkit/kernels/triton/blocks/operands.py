@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from attnkit.kernels.ops.blocks import BlockTables
 from attnkit.kernels.triton.blocks import configs
 from attnkit.kernels.triton.blocks.configs import Config, Direction, padded_dim
 from attnkit.kernels.triton.devices import device_class as device_class_of
-from attnkit.kernels.triton.launch import precision
+from attnkit.kernels.triton.launch import precision, with_strides
 
 # Columns at most where they are a list of tokens, of which threads hold as many as there are columns: with 64 of them
 # kernels take a third more registers. So they do where a prefix is walked over before whole tiles are.
@@ -116,23 +115,6 @@ def packed(table: Tensor) -> Tensor:
             return table.contiguous()
         wanted *= size
     return table
-
-
-def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
-    """A tensor and its first strides, 0 where it broadcasts."""
-    names = _stride_names(name, axes)
-    found: dict[str, Any] = dict.fromkeys(names, 0)
-    found[name] = tensor
-    if tensor is not None:
-        for one, size, step in zip(names, tensor.shape, tensor.stride(), strict=False):
-            if size > 1:
-                found[one] = step
-    return found
-
-
-@functools.cache
-def _stride_names(name: str, axes: str) -> tuple[str, ...]:
-    return tuple(f"{name}_{letter}" for letter in axes)
 
 
 def tile(slots: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnkit.kernels.triton.devices import device_class as device_class_of
-from attnkit.kernels.triton.launch import precision
+from attnkit.kernels.triton.launch import precision, with_strides
 from attnkit.kernels.triton.stencil import configs
 from attnkit.kernels.triton.stencil.configs import AXES, Config, Direction, padded_dim
 
@@ -150,14 +150,6 @@ class Call:
         beside = self.v.stride(1) == self.value_width and self.v.stride(3) == 1
         heads = max(1, min(columns // width, power_of_two(self.heads))) if beside else 1
         return {"BLOCK_H": heads, "BLOCK_V": width}
-
-
-def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
-    """A tensor and its first strides, 0 where it broadcasts."""
-    found: dict[str, Any] = {name: tensor}
-    for axis, letter in enumerate(axes):
-        found[f"{name}_{letter}"] = 0 if tensor is None or tensor.shape[axis] == 1 else tensor.stride(axis)
-    return found
 
 
 def on_three_axes(table: Tensor) -> Tensor:

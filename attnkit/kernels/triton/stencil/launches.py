@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnkit.kernels.triton.launch import Launch
-from attnkit.kernels.triton.stencil.call import Call, Windows, numbered, tiles_of, with_strides
+from attnkit.kernels.triton.launch import Launch, with_strides
+from attnkit.kernels.triton.stencil.call import Call, Windows, numbered, tiles_of
 from attnkit.kernels.triton.stencil.forward import stencil_forward
 from attnkit.kernels.triton.stencil.key_gradient import stencil_key_gradient
 from attnkit.kernels.triton.stencil.learned_forward import learned_forward

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attnkit.kernels.triton.launch import Launch
-from attnkit.kernels.triton.stencil.call import Call, numbered, power_of_two, with_strides
+from attnkit.kernels.triton.launch import Launch, with_strides
+from attnkit.kernels.triton.stencil.call import Call, numbered, power_of_two
 from attnkit.kernels.triton.stencil.configs import AXES, padded_dim
 from attnkit.kernels.triton.stencil.key_gradient import stencil_prefix_gradient
 from attnkit.kernels.triton.stencil.pair_gradient import stencil_pair_gradient

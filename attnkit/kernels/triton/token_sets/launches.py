@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnkit.kernels.ops.token_sets import SetTables
 from attnkit.kernels.triton.devices import device_class as device_class_of
-from attnkit.kernels.triton.launch import Launch, precision
+from attnkit.kernels.triton.launch import Launch, precision, with_strides
 from attnkit.kernels.triton.token_sets import configs
 from attnkit.kernels.triton.token_sets.bias_gradient import token_sets_bias_gradient
 from attnkit.kernels.triton.token_sets.configs import Config, Direction, padded_dim
@@ -119,10 +119,10 @@ class _Call:
     def inputs(self, near: Lists) -> dict[str, Any]:
         """What every kernel takes that makes logits."""
         return {
-            **_with_strides("q", self.q, "bhnd"),
-            **_with_strides("k", self.k, "bhnd"),
-            **_with_strides("v", self.v, "bhnd"),
-            **_with_strides("bias", self.tables.bias, "bhnk"),
+            **with_strides("q", self.q, "bhnd"),
+            **with_strides("k", self.k, "bhnd"),
+            **with_strides("v", self.v, "bhnd"),
+            **with_strides("bias", self.tables.bias, "bhnk"),
             "lists": near.lists,
             "words": near.words,
             "counts": near.counts,
@@ -152,7 +152,7 @@ class _Call:
             "lists": found.lists,
             "words": found.words,
             "counts": found.counts,
-            **_with_strides("key_mask", self.key_mask, "bh"),
+            **with_strides("key_mask", self.key_mask, "bh"),
             "set_heads": self.set_heads,
             "tiles": tiles,
             "queries": self.queries,
@@ -167,7 +167,7 @@ class _Call:
             return Launch(token_set_unions, (tiles * sets,), arguments, constants, LISTING, 1)
 
         if tables.table.dtype == torch.bool:
-            seen = _with_strides("seen", tables.table.view(torch.uint8), "bhnk")
+            seen = with_strides("seen", tables.table.view(torch.uint8), "bhnk")
             return found, [union(0, self.sets, {**seen, "seen_s": 0})]
         steps: list[Step] = []
         lines = self.queries - tables.queries_all
@@ -183,7 +183,7 @@ class _Call:
         _, lines, keys = marks.shape
         arguments = {
             "marks": marks,
-            **_with_strides("index", self.tables.table, "bhnk"),
+            **with_strides("index", self.tables.table, "bhnk"),
             "first": first,
             "set_heads": self.set_heads,
             "rows": lines,
@@ -211,7 +211,7 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: SetTables, device_class:
     near, steps = call.lists(config.rows, turned=False)
     arguments = {
         **call.inputs(near),
-        **_with_strides("out", out, "bhnd"),
+        **with_strides("out", out, "bhnd"),
         "lse": lse,
         "queries_all": tables.queries_all,
     }
@@ -238,7 +238,7 @@ def backward_of(
     numbers = {
         name: torch.empty_like(lse, memory_format=torch.contiguous_format) for name in ("peaks", "shares", "delta")
     }
-    given = {**_with_strides("grad_out", grad_out, "bhnd"), **numbers}
+    given = {**with_strides("grad_out", grad_out, "bhnd"), **numbers}
     grad_q, grad_k, grad_v = (torch.empty_like(one) for one in (q, k, v))
     rows, columns, pairs = _bias_sums(call, lse) if needs[3] else (None, None, None)
     config = call.config("query_gradient")
@@ -246,9 +246,9 @@ def backward_of(
     arguments = {
         **call.inputs(near),
         **given,
-        **_with_strides("out", out, "bhnd"),
-        **_with_strides("grad_q", grad_q, "bhnd"),
-        **_with_strides("grad_lse", grad_lse, "bhn"),
+        **with_strides("out", out, "bhnd"),
+        **with_strides("grad_q", grad_q, "bhnd"),
+        **with_strides("grad_lse", grad_lse, "bhn"),
         "lse": lse.contiguous(),
         "row_sums": rows,
         "queries_all": tables.queries_all,
@@ -262,8 +262,8 @@ def backward_of(
         arguments = {
             **call.inputs(seeing),
             **given,
-            **_with_strides("grad_k", grad_k, "bhnd"),
-            **_with_strides("grad_v", grad_v, "bhnd"),
+            **with_strides("grad_k", grad_k, "bhnd"),
+            **with_strides("grad_v", grad_v, "bhnd"),
             "column_sums": columns,
             "keys_all": tables.keys_all,
         }
@@ -301,7 +301,7 @@ def _bias_gradients(call: _Call, near: Lists, given: dict[str, Any], grad_bias: 
             arguments = {
                 **call.inputs(near),
                 **given,
-                **_with_strides("grad_bias", grad_bias, "bh"),
+                **with_strides("grad_bias", grad_bias, "bh"),
                 "queries_all": call.tables.queries_all,
                 "first_item": first_item,
                 "first_head": first_head,
@@ -322,11 +322,3 @@ def _launch(kernel: Any, call: _Call, near: Lists, arguments: dict[str, Any], co
     }
     grid = (near.tiles * call.batch * call.heads,)
     return Launch(kernel, grid, arguments, constants, config.warps, config.stages)
-
-
-def _with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
-    """A tensor and its first strides, 0 where it broadcasts."""
-    found: dict[str, Any] = {name: tensor}
-    for axis, letter in enumerate(axes):
-        found[f"{name}_{letter}"] = 0 if tensor is None or tensor.shape[axis] == 1 else tensor.stride(axis)
-    return found
