@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import attnkit
 from attnkit import Grid
 from attnkit.cli import main
 from attnkit.kernels import dispatch
@@ -16,7 +17,7 @@ from attnkit.layouts import Stencil
 from attnkit_models.bench import missed, report, results, runner
 from attnkit_models.bench.case import OURS, Setting
 from attnkit_models.bench.formulations.flexed import tiles
-from attnkit_models.bench.gpu import GPU, RECIPES
+from attnkit_models.bench.gpu import GPU, PEERS, RECIPES
 from attnkit_models.bench.kinds import KINDS
 from attnkit_models.bench.machine import machine
 from attnkit_models.bench.model_runs import GRAPH, NO_TRITON, PLAIN, Trainer, Way, built, from_timm
@@ -51,6 +52,12 @@ def run_small(case, dtype=torch.float32, **sizes):
         timed += 1
     assert timed >= 2
     return record
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_whole_models_cost_as_many_multiply_adds_as_their_peers(name):
+    # swin_tiny and convnext_tiny have 4.5 G, deit_small has 4.6 G.
+    assert 4.5e9 / 1.12 <= attnkit.flops(attnkit.build(name), 224).total <= 4.5e9 * 1.12
 
 
 @pytest.mark.parametrize("case", GPU, ids=lambda case: case.name)
