@@ -43,16 +43,18 @@ class Schedule(NamedTuple):
         steps: steps in which the transformer learns.
         predictor_steps: steps in which its predictors learn.
         images: held-out images whose keys are counted.
+        learned_at: pixels a side of the images that the transformer has learned from before, by their schedule.
     """
 
     batch: int
     steps: int
     predictor_steps: int
     images: int
+    learned_at: int | None = None
 
 
 # By pixels a side; a token has four.
-SCHEDULES = {56: Schedule(32, 150, 80, 16), 112: Schedule(8, 60, 40, 4)}
+SCHEDULES = {56: Schedule(32, 150, 80, 16), 112: Schedule(8, 60, 60, 4, learned_at=56)}
 
 
 def main() -> None:
@@ -75,9 +77,9 @@ def measured(size: int, schedule: Schedule) -> list[dict[str, Any]]:
     """The records of one image size."""
     when = now()
     torch.manual_seed(0)
-    data = digits((size, size))
-    train, held = ((data.preprocess.normalise(one.pixels.float() / 255), one.labels) for one in (data.train, data.val))  # type: ignore[union-attr]
-    model, accuracy = trained_dense(size, train, held, schedule)
+    train, held = images_of(size)
+    model = trained_dense(size, schedule)
+    accuracy = accuracy_of(model, held, schedule.batch)
     sparse = with_predictors(model, size)
     shown = held[0][: schedule.images]
     chosen: dict[str, tuple[Tensor, Tensor | None]] = {"at the start": chosen_by(sparse, shown)}
@@ -100,28 +102,43 @@ def measured(size: int, schedule: Schedule) -> list[dict[str, Any]]:
     return found
 
 
-def trained_dense(
-    size: int, train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], schedule: Schedule
-) -> tuple[Any, float]:
-    """A dense transformer in the shape of `sparsifiner_micro`, and its accuracy on held-out images."""
-    model = built(size, Dense(HEADS))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, schedule.steps)
+def images_of(size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images and labels to learn from, and those held out."""
+    data = digits((size, size))
+    train, held = ((data.preprocess.normalise(one.pixels.float() / 255), one.labels) for one in (data.train, data.val))  # type: ignore[union-attr]
+    return train, held
+
+
+def trained_dense(size: int, schedule: Schedule) -> Any:
+    """A dense transformer in the shape of `sparsifiner_micro`."""
+    highest = 2e-3
+    if schedule.learned_at is None:
+        model = built(size, Dense(HEADS))
+    else:
+        model = trained_dense(schedule.learned_at, SCHEDULES[schedule.learned_at])
+        model.set_input_size((size, size))
+        highest = 5e-4
+    optimizer = torch.optim.AdamW(model.parameters(), lr=highest, weight_decay=0.05)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, schedule.steps)
     model.train()
-    for number, (images, labels) in enumerate(batches(*train, schedule.batch, schedule.steps)):
+    for number, (images, labels) in enumerate(batches(*images_of(size)[0], schedule.batch, schedule.steps)):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()
-        if number % 50 == 49:
-            print(f"step {number + 1}, loss {float(loss.detach()):.3f}", flush=True)
-    model.eval()
-    with torch.no_grad():
-        parts = zip(*(one.split(schedule.batch) for one in held), strict=True)
-        right = [(model(some).argmax(-1) == labels).sum() for some, labels in parts]
-    return model, round(float(sum(right)) / len(held[1]), 4)
+        if number % 20 == 19:
+            print(f"{size} pixels, step {number + 1}, loss {float(loss.detach()):.3f}", flush=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy_of(model: Any, held: tuple[Tensor, Tensor], batch: int) -> float:
+    """Share of held-out images that a model names."""
+    parts = zip(*(one.split(batch) for one in held), strict=True)
+    right = [(model(some).argmax(-1) == labels).sum() for some, labels in parts]
+    return round(float(sum(right)) / len(held[1]), 4)
 
 
 def with_predictors(model: Any, size: int) -> Any:
