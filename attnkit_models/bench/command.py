@@ -17,7 +17,12 @@ DEVICES = ("cpu", "cuda")
 
 
 def bench(
-    what: Annotated[str | None, typer.Argument(metavar="[headline|sweeps|models|gpu|all]")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[headline|sweeps|models|gpu|all]", help="With --tune a family of kernels, such as stencil, or all."
+        ),
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these cases, such as 'regions/*'.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few rounds: does it run? Kept apart from results.")] = False,
     device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where to compute; cuda for gpu.")] = None,
@@ -27,7 +32,9 @@ def bench(
     resume: Annotated[bool, typer.Option("--resume", help="Leave out cases measured at this commit.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Measure nothing, print the results there are.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Time Triton's configurations, keep the fastest.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Time Triton's configurations, of all kernels or a family; keep the fastest.")
+    ] = False,
 ) -> None:
     """Measure attnkit beside dense attention, the papers' own formulations and other libraries."""
     given = {
@@ -44,11 +51,12 @@ def bench(
         "--tune": tune,
     }
     if tune:
-        _nothing_else(given, "--tune", "--only and --list", "attnkit bench --tune --only 'forward/*'")
-        _tune(only, list_)
+        takes = (what or "", "--only", "--list", "--resume", "--out")
+        _nothing_else(given, "--tune", takes, "attnkit bench --tune stencil --only 'stencil/forward/*'")
+        _tune(what, only, list_, out, resume)
         return
     if report:
-        _nothing_else(given, "--report", "--out", "attnkit bench --report --out runs/bench")
+        _nothing_else(given, "--report", ("--out",), "attnkit bench --report --out runs/bench")
         _print_reports(out)
         return
     for name, one, known in (("--device", device, DEVICES), ("--dtype", dtype, DTYPES)):
@@ -68,12 +76,13 @@ def bench(
     _measure(runs, where, dtype, threads, out, quick=quick, kept=resume or only is not None, resume=resume)
 
 
-def _nothing_else(given: Mapping[str, bool], flag: str, takes: str, example: str) -> None:
+def _nothing_else(given: Mapping[str, bool], flag: str, takes: Sequence[str], example: str) -> None:
     """Refuses what a flag would leave unread."""
-    allowed = {flag, *takes.split(" and ")}
-    unread = [name for name, there in given.items() if there and name not in allowed]
+    unread = [name for name, there in given.items() if there and name not in (flag, *takes)]
     if unread:
-        raise ConfigError(f"{flag} takes {takes} only, such as `{example}`, so {', '.join(unread)} would do nothing")
+        *first, last = (name for name in takes if name.startswith("-"))
+        words = " and ".join([", ".join(first), last] if first else [last])
+        raise ConfigError(f"{flag} takes {words} only, such as `{example}`, so {', '.join(unread)} would do nothing")
 
 
 def _measure(
@@ -120,19 +129,21 @@ def _measure(
         typer.echo(f"wrote {os.path.relpath(path)}")
 
 
-def _tune(only: str | None, listed: bool) -> None:
-    from attnkit_models.bench import tuning
+def _tune(what: str | None, only: str | None, listed: bool, out: Path, resume: bool) -> None:
+    from attnkit_models.bench.tuning import lines, tuner
 
     if listed:
-        for kernel in tuning.kernels(only):
-            typer.echo(f"{kernel.name:40} {kernel.title}")
+        for line in lines.lines(what, only):
+            typer.echo(f"{line.name:44} {tuner.title(line)}")
     else:
-        tuning.tune(only, typer.echo)
+        tuner.tune(what, only, typer.echo, out, resume=resume)
 
 
 def _print_reports(folder: Path) -> None:
     from attnkit_models.bench import report, results, roofline
+    from attnkit_models.bench.tuning import records
 
+    tables = {"models": report.models_table, records.KIND: records.table}
     found = sorted(folder.glob("*.json"))
     if not found:
         raise ConfigError(f"there are no results in {folder}; run `attnkit bench` first or pass --out FOLDER")
@@ -143,5 +154,5 @@ def _print_reports(folder: Path) -> None:
             if table:
                 typer.echo(table + "\n")
         for record in one["cases"]:
-            table = report.models_table(record) if record["problem"] == "models" else report.case_table(record)
+            table = tables.get(record["problem"], report.case_table)(record)
             typer.echo(f"{record['name']}\n\n{table}\n")

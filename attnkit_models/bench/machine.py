@@ -53,12 +53,13 @@ def processor() -> str:
 
 def file_name(found: dict[str, Any], kind: str) -> str:
     """Name of the file for results of a machine and kind of run: one each."""
-    if "gpu" in found:
-        where = found["gpu"]
-    else:
-        where = f"{found['processor']} {found['threads']} threads"
-    short = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
-    return f"{short}-{found['dtype']}-{kind}.json"
+    return f"{slug(found)}-{found['dtype']}-{kind}.json"
+
+
+def slug(found: dict[str, Any]) -> str:
+    """A machine's name in file names."""
+    where = found["gpu"] if "gpu" in found else f"{found['processor']} {found['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
 
 
 def now() -> dict[str, Any]:

@@ -255,7 +255,7 @@ def test_the_command_lists(capsys):
             "--report takes --out only, such as `attnkit bench --report --out runs/bench`, so sweeps",
         ),
         (["--report", "--quick", "--only", "x"], "so --only, --quick would do nothing"),
-        (["--tune", "--report"], "--tune takes --only and --list only"),
+        (["--tune", "--report"], "--tune takes --only, --list, --resume and --out only"),
         (["headline", "--only", "topk/*"], "'topk/*' names no case of headline but 7 of sweeps: `attnkit bench sweeps"),
     ],
 )

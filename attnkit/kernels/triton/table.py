@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Table:
@@ -18,9 +18,21 @@ class Table:
         path: the file.
     """
 
+    _made: ClassVar[dict[Path, Table]] = {}
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self._made.setdefault(path, self)
+
+    @classmethod
+    def of(cls, path: Path) -> Table:
+        """The table that this process read first from a file: the one that kernels take their lines from."""
+        return cls._made.get(path) or cls(path)
+
+    def spots(self) -> list[tuple[str, ...]]:
+        """Where `default` has lines, which is everywhere, in the order of the file."""
+        return list(_spots(self._lines["default"], ()))
 
     def own(self, device_class: str, spot: Sequence[str]) -> list[int] | None:
         """The line that a class of devices has for itself, None where it has `default`'s."""
@@ -51,6 +63,20 @@ class Table:
     def written(self) -> str:
         """This process's table as the text of its file, with the lines of the last name beside each other."""
         return _written(self._lines, 0) + "\n"
+
+    def save(self) -> None:
+        """Writes this process's table to its file, never half of it."""
+        part = self.path.with_suffix(".part")
+        part.write_text(self.written(), encoding="utf-8")
+        part.replace(self.path)
+
+
+def _spots(table: dict[str, Any], before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, one in table.items():
+        if isinstance(one, list):
+            yield (*before, name)
+        else:
+            yield from _spots(one, (*before, name))
 
 
 def _written(table: dict[str, Any], indent: int) -> str:
