@@ -46,6 +46,7 @@ class Explained:
         milliseconds: what it is predicted to take for one image, without what comes before and after attention; None
             where no times were measured: off the CPU, in float16 and float64, and by interpreted kernels.
         reasons: for every other backend, why it does not.
+        how: how the backend computes it, where there is more to say than its name.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Explained:
     backend: str
     milliseconds: float | None
     reasons: Mapping[str, tuple[str, ...]]
+    how: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -96,6 +98,8 @@ class Explanation:
         if self.rows:
             numbered = [(str(number), *row.cells) for number, row in enumerate(self.rows, start=1)]
             parts.append(plain_table(("#", *HEADERS), numbered, left=3))
+            if any(row.how for row in self.rows):
+                parts.append("How\n" + "\n".join(self._ways()))
             parts.append("Why not the others\n" + "\n".join(self._refusals()))
         if self.beside:
             title = f"Beside dense heads, predicted for one image as measured on {measured_on()}"
@@ -117,6 +121,13 @@ class Explanation:
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
             lines += [f"  {paths[0]}{more} ({kind})", f"      {text}"]
         return lines
+
+    def _ways(self) -> list[str]:
+        alike: dict[tuple[str, str], list[int]] = {}
+        for number, row in enumerate(self.rows, start=1):
+            if row.how:
+                alike.setdefault((row.backend, row.how), []).append(number)
+        return [f"  # {_ranges(numbers)}\n      {name}  {how}" for (name, how), numbers in alike.items()]
 
     def _refusals(self) -> list[str]:
         alike: dict[tuple[tuple[str, str], ...], list[int]] = {}
@@ -193,6 +204,7 @@ def _rows(visit: Visit) -> list[Explained]:
                 backend=choice.backend,
                 milliseconds=backend_named(choice.backend).known_cost(call),
                 reasons=dict(choice.reasons),
+                how=backend_named(choice.backend).how(call),
             )
         )
     return rows

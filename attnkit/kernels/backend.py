@@ -39,6 +39,10 @@ class Backend(ABC):
         """
         return ""
 
+    def how(self, call: AttendCall) -> str:
+        """How this backend computes a call, where `explain` should say more than its name; from metadata only."""
+        return ""
+
     @abstractmethod
     def run(self, call: AttendCall) -> AttendResult:
         """Computes a call that `why_not` has no reason against."""

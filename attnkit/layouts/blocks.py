@@ -187,6 +187,12 @@ class Blocks(Layout):
         return torch.where(self.index[..., None] < 0, -1, found).flatten(3)
 
     def to_mask(self, device: torch.device | str | None = None) -> Tensor:
+        return self._masked(framed(self.image_mask(), self.prefix, self.prefix))
+
+    def image_mask(self) -> Tensor:
+        """Which image keys stand in a block that an image query's block sees, whether or not they are masked: bool
+        (B or 1, heads or 1, Nq - prefix, Nk - prefix).
+        """
         keys, queries = self.keys_cut, self.order
         count = keys.token.shape[2]
         if self.index is None:
@@ -194,13 +200,13 @@ class Blocks(Layout):
         else:
             spots = torch.where(self.index < 0, count, self.index)
             empty = torch.zeros((*spots.shape[:-1], count + 1), dtype=torch.bool, device=spots.device)
-            sees = empty.scatter(-1, spots, torch.ones_like(spots, dtype=torch.bool))[..., :count]
+            sees = empty.scatter(-1, spots, True)[..., :count]
         shape = _lead(sees, queries.slot, keys.slot)
-        query_block = (queries.slot // queries.token.shape[3]).expand(*shape, -1)
-        key_block = (keys.slot // keys.token.shape[3]).expand(*shape, -1)
+        query_block = queries.slot // queries.token.shape[3]
+        key_block = query_block if keys is queries else keys.slot // keys.token.shape[3]
+        query_block, key_block = (one.expand(*shape, -1) for one in (query_block, key_block))
         rows = sees.expand(*shape, -1, -1).gather(2, query_block[..., None].expand(-1, -1, -1, count))
-        inner = rows.gather(3, key_block[:, :, None].expand(-1, -1, rows.shape[2], -1))
-        return self._masked(framed(inner, self.prefix, self.prefix))
+        return rows.gather(3, key_block[:, :, None].expand(-1, -1, rows.shape[2], -1))
 
     def visible(self) -> Tensor:
         tokens = self.key_tokens()

@@ -13,6 +13,7 @@ from attnkit.kernels import recording
 from attnkit.kernels.chunked import token_sets
 from attnkit.kernels.ops.token_sets import TOKEN_SETS
 from attnkit.layouts import TokenMask, TokenSets
+from attnkit.layouts.base import framed
 from attnkit.testing import peak_memory, random_qkv
 
 SIZES = (9, 11)
@@ -28,7 +29,8 @@ def lists(*lead, dtype=torch.int64, seed=0):
 
 
 def problems(dtype=torch.float32):
-    """Arguments of the operator: lists and a mask; with and without a key mask and a bias."""
+    """Arguments of the operator: lists and masks; with and without a key mask, a bias, and what sees and is seen by
+    all."""
     q, k, v = random_qkv(SIZES, batch=2, heads=3, value_dim=5, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     mask = torch.rand(2, 1, *SIZES, generator=generator) < 0.3
@@ -40,6 +42,7 @@ def problems(dtype=torch.float32):
         (q, k, v, TokenSets(lists(1, 1), SIZES[1]).index, None, bias, PREFIX[1], PREFIX[0], 0.3),
         (q, k, v, mask, None, None, 0, 0, -0.3),
         (q, k, v, mask, keys, bias, 0, 0, 0.3),
+        (q, k, v, mask[..., PREFIX[1] :, :], keys, None, PREFIX[1], PREFIX[0], 0.3),
     ]
 
 
@@ -52,7 +55,7 @@ def with_gradients(arguments):
 
 # opcheck itself reads the gradient of what is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_pytorch_finds_nothing_wrong(number):
     arguments = problems()[number]
     torch.library.opcheck(TOKEN_SETS.op, with_gradients(arguments))
@@ -62,7 +65,7 @@ def test_pytorch_finds_nothing_wrong(number):
 
 
 @pytest.mark.parametrize("logits", [1, 40, 1 << 19])
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_gradients_do_not_depend_on_how_large_chunks_are(monkeypatch, number, logits):
     """One query of one head at a time, a few, and everything at once."""
     monkeypatch.setattr(token_sets, "LOGITS", logits)
@@ -70,7 +73,8 @@ def test_gradients_do_not_depend_on_how_large_chunks_are(monkeypatch, number, lo
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
     q, k, v, table, keys, bias, queries_all, keys_all, scale = arguments
     if table.dtype == torch.bool:
-        layout = TokenMask(table, key_mask=keys)
+        # What the mask says of keys that all see does not count.
+        layout = TokenMask(framed(table[..., keys_all:], queries_all, keys_all), key_mask=keys)
     else:
         layout = TokenSets(table, k.shape[2], queries_all=queries_all, keys_all=keys_all, key_mask=keys)
     right = attend(q, k, v, layout, scale=scale, bias=bias, return_lse=True, backend="reference")

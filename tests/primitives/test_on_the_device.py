@@ -6,6 +6,8 @@ Tensors that pretend to lie on a GPU show that without one: whoever looks at a v
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 import attnkit
 from attnkit import Grid, HeadMix
+from attnkit.kernels.call import AttendCall
 from attnkit.kernels.ops.blocks import BlockTables
+from attnkit.kernels.ops.token_sets import SetTables
 from attnkit.layouts import Blocks
 
 GROUPS = {
     "regions": {"kind": "topk_region", "regions": 4, "topk": 2},
+    "small regions that share tiles": {"kind": "topk_region", "regions": 8, "topk": 16},
     "regions of each head": {"kind": "topk_region", "regions": 4, "topk": 2, "routing": "per_head"},
     "regions that do not divide the map": {"kind": "topk_region", "regions": 3, "topk": 2},
     "pooled regions": {"kind": "topk_region", "regions": 3, "topk": 2, "pool": "max", "pool_size": 2},
@@ -125,6 +130,38 @@ def test_nor_do_the_launches_of_triton_kernels(prefix, heads, bias):
     assert watched.called > 20
     assert watched.found == []
     assert len(back.launches) == 2 + 1 + bool(prefix) + bias
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_nor_do_those_of_small_regions_that_share_tiles(prefix):
+    """The mask of the routes, the lists of the tiles, and what kernels are started with, forward and backward."""
+    pytest.importorskip("triton", reason="triton is for Linux")
+    from attnkit.kernels.triton import packing
+    from attnkit.kernels.triton.token_sets.launches import backward_of, forward_of
+
+    launched = []
+
+    def op(q, k, v, *rest):
+        tables = SetTables(*rest)
+        found = forward_of(q, k, v, tables, "sm_90")
+        given = (torch.empty_like(found.out), None, found.out, found.lse, q, k, v, tables)
+        launched.extend([*found.steps, *backward_of(*given, [True, True, True, False], "sm_90").steps])
+        return found.out, found.lse
+
+    pair: Any = SimpleNamespace(op=op)
+    with FakeTensorMode(), torch.device("cuda"):
+        q, k, v = (torch.empty(2, 2, prefix + 64, 16) for _ in range(3))
+        index = torch.empty(2, 1, 16, 4, dtype=torch.int64)
+        layout = Blocks.from_regions(Grid(8, 8, prefix=prefix), 4, index, unique=True)
+        call = AttendCall(q, k, v, layout, 0.25, return_lse=True)
+        assert packing.shares_tiles(call)
+        with Elsewhere() as watched:
+            found = packing.computed_packed(call, pair)
+    assert found.out.shape == q.shape and found.lse is not None
+    assert watched.called > 20
+    assert watched.found == []
+    # Lists and the output, lists and the gradient of queries, lists and those of keys and values.
+    assert len(launched) == 6
 
 
 @pytest.mark.parametrize("prefix", [0, 1])

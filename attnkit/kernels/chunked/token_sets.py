@@ -114,25 +114,25 @@ class _Problem:
         if self.table.shape[1] == 1 and (self.shut is None or self.shut.shape[1] == 1):
             heads = 1
         rows, keys = chunk.rows.stop - chunk.rows.start, self.keys
+        first = min(max(self.queries_all - chunk.rows.start, 0), rows)
+        below = slice(chunk.rows.start + first - self.queries_all, chunk.rows.stop - self.queries_all)
+        table = chunk._replace(rows=below).of(self.table) if rows > first else None
         if self.lists:
             # One number more, in front, for those slots that hold no key.
             flat = self._hidden[: heads * rows * (keys + 1)].fill_(-torch.inf)
             found = flat.view(heads, rows, keys + 1)
-            first = min(max(self.queries_all - chunk.rows.start, 0), rows)
-            found[:, :first] = 0.0
-            found[..., 1 : 1 + self.keys_all] = 0.0
-            if rows > first:
-                below = slice(chunk.rows.start + first - self.queries_all, chunk.rows.stop - self.queries_all)
-                index = chunk._replace(rows=below).of(self.table)
+            if table is not None:
                 starts = self._starts[: heads * rows].view(heads, rows, 1)[:, first:]
-                spots = self._spots[: heads * (rows - first) * index.shape[2]]
-                torch.add(index, starts, out=spots.view(heads, rows - first, index.shape[2]))
+                spots = self._spots[: heads * (rows - first) * table.shape[2]]
+                torch.add(table, starts, out=spots.view(heads, rows - first, table.shape[2]))
                 flat.index_fill_(0, spots, 0.0)
             found = found[..., 1:]
         else:
             found = self._hidden[: heads * rows * keys].view(heads, rows, keys)
-            # 1 - 1/1 and 1 - 1/0; a masked fill takes ten times as long.
-            found.copy_(chunk.of(self.table).view(torch.int8)).reciprocal_().neg_().add_(1.0)
+            if table is not None:
+                # 1 - 1/1 and 1 - 1/0; a masked fill takes ten times as long.
+                found[:, first:].copy_(table.view(torch.int8)).reciprocal_().neg_().add_(1.0)
+        found[:, :first], found[..., : self.keys_all] = 0.0, 0.0
         if self.shut is not None:
             found += chunk.of_keys(self.shut)[:, None]
         return found

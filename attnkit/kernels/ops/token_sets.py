@@ -52,8 +52,9 @@ def token_sets_pair(name: str) -> OpPair:
     """The pair of operators of token sets under a name."""
     return OpPair(
         name,
-        # Table: keys of each query (B or 1, heads or 1, Nq - queries_all, K), or a bool mask (B or 1, heads or 1, Nq,
-        # Nk).
+        # Table, of all queries but the first `queries_all`, which see every key: their keys (B or 1, heads or 1,
+        # Nq - queries_all, K), or a bool mask (B or 1, heads or 1, Nq - queries_all, Nk). All queries see the first
+        # `keys_all` keys, whatever it says.
         arguments="Tensor q, Tensor k, Tensor v, Tensor table, Tensor? key_mask, Tensor? bias, int queries_all, "
         "int keys_all, float scale",
         outputs=("out", "lse"),

@@ -16,6 +16,7 @@ from attnkit.kernels.token_set_calls import computed_by_token_sets
 from attnkit.kernels.transforms import differentiating
 from attnkit.kernels.triton.blocks.configs import HEAD_DIMS
 from attnkit.kernels.triton.blocks.op import PAIR
+from attnkit.kernels.triton.packing import computed_packed, shares_tiles
 from attnkit.kernels.triton.stencil.configs import AXES
 from attnkit.kernels.triton.stencil.op import PAIR as STENCIL_PAIR
 from attnkit.kernels.triton.token_sets.op import PAIR as TOKEN_PAIR
@@ -72,6 +73,8 @@ class TritonBackend(MeasuredBackend):
             return Work("triton stencil", pairs(call, call.layout.key_slots))
         if isinstance(call.layout, (TokenMask, TokenSets)):
             return Work("triton tokens", pairs(call, call.layout.key_slots))
+        if shares_tiles(call):
+            return Work("triton tokens", pairs(call, call.layout.num_keys))
         return Work("triton blocks", fetched(call, cast("Blocks", call.layout)))
 
     def run(self, call: AttendCall) -> AttendResult:
@@ -79,7 +82,15 @@ class TritonBackend(MeasuredBackend):
             return computed_by_stencil(call, STENCIL_PAIR.op)
         if isinstance(call.layout, (TokenMask, TokenSets)):
             return computed_by_token_sets(call, TOKEN_PAIR)
+        if shares_tiles(call):
+            return computed_packed(call, TOKEN_PAIR)
         return computed_by_blocks(call, PAIR)
+
+    def how(self, call: AttendCall) -> str:
+        if not shares_tiles(call):
+            return ""
+        tokens = cast("Blocks", call.layout).order.token.shape[3]
+        return f"regions of {tokens} token{'s' if tokens > 1 else ''} share tiles, by a mask over all pairs of tokens"
 
 
 def _stencil_reasons(call: AttendCall, layout: Stencil) -> list[str]:

@@ -12,17 +12,31 @@ from attnkit.layouts import Blocks
 from attnkit.testing import random_qkv
 from tests.kernels.triton import block_cases
 from tests.kernels.triton.block_cases import CASES, answers, check, regions
+from tests.kernels.triton.packing_cases import CASES as PACKED
 
 pytestmark = pytest.mark.cuda
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+@pytest.fixture
+def tiles_of_their_own(monkeypatch):
+    """Small regions too are computed by the kernels of blocks."""
+    monkeypatch.setattr("attnkit.kernels.triton.backend.shares_tiles", lambda call: False)
+
+
+@pytest.mark.usefixtures("tiles_of_their_own")
 @pytest.mark.parametrize("name", CASES)
 def test_as_the_oracle(name):
     check(CASES[name], "cuda")
 
 
+@pytest.mark.parametrize("name", PACKED)
+def test_small_regions_that_share_tiles(name):
+    check(PACKED[name], "cuda")
+
+
+@pytest.mark.usefixtures("tiles_of_their_own")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [16, 32, 64, 96, 128, 256])
 @pytest.mark.parametrize("side", [2, 4, 7, 8, 16])
@@ -41,6 +55,7 @@ def test_as_the_kernels_of_the_cpu(name):
     block_cases.check_operator(block_cases.OPERATORS[name], BLOCKS, "cuda")
 
 
+@pytest.mark.usefixtures("tiles_of_their_own")
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", block_cases.POISONED)
@@ -65,8 +80,16 @@ def large(dtype=torch.bfloat16):
     return layout, [one.to("cuda", dtype) for one in given]
 
 
-def test_the_same_bits_twice():
-    layout, given = large()
+def small_regions(dtype=torch.bfloat16):
+    """BiFormer's third stage at 224 x 224, where regions share tiles."""
+    layout = block_cases.moved(regions(Grid(14, 14), 7, 2, 1, keep=16), "cuda")
+    given = random_qkv((196, 196), batch=2, heads=4, head_dim=32, dtype=torch.float32)
+    return layout, [one.to("cuda", dtype) for one in given]
+
+
+@pytest.mark.parametrize("made", [large, small_regions])
+def test_the_same_bits_twice(made):
+    layout, given = made()
     first, second = (answers(layout, given, None, "triton") for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
@@ -78,8 +101,9 @@ def test_chosen_for_blocks():
     assert choices[0].backend == "triton"
 
 
-def test_nothing_waits_for_the_gpu():
-    layout, given = large()
+@pytest.mark.parametrize("made", [large, small_regions])
+def test_nothing_waits_for_the_gpu(made):
+    layout, given = made()
     answers(layout, given, None, "triton")
     leaves = [one.requires_grad_() for one in given]
     torch.cuda.set_sync_debug_mode("error")
@@ -89,8 +113,9 @@ def test_nothing_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_captured_by_a_graph():
-    layout, given = large()
+@pytest.mark.parametrize("made", [large, small_regions])
+def test_captured_by_a_graph(made):
+    layout, given = made()
     leaves = [one.requires_grad_() for one in given]
 
     def step():
@@ -110,8 +135,9 @@ def test_captured_by_a_graph():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_compiled():
-    layout, given = large()
+@pytest.mark.parametrize("made", [large, small_regions])
+def test_compiled(made):
+    layout, given = made()
     leaves = [one.requires_grad_() for one in given]
 
     def step(q, k, v):

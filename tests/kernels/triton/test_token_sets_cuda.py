@@ -32,9 +32,10 @@ def test_widths(width, biased, dtype):
     )
 
 
+@pytest.mark.parametrize("table", cases.TABLES)
 @pytest.mark.parametrize("name", cases.ASKED)
-def test_as_the_kernels_of_the_cpu(name):
-    cases.check_operator(name, TOKEN_SETS, "cuda")
+def test_as_the_kernels_of_the_cpu(name, table):
+    cases.check_operator(name, table, TOKEN_SETS, "cuda")
 
 
 def test_marks_of_one_item_and_head_at_a_time(monkeypatch):

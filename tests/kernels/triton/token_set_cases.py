@@ -169,13 +169,19 @@ ASKED: dict[str, tuple[tuple[bool, bool], tuple[bool, bool, bool, bool]]] = {
 }
 
 
-def check_operator(name: str, pair: OpPair, device: str) -> None:
+# The table of a call in which one query sees all keys and one key is seen by all.
+TABLES: dict[str, Callable[[], Tensor]] = {
+    "lists": lambda: lists(1, HEADS, queries_all=1, keys_all=1).index,
+    "a mask": lambda: mask(1, HEADS).mask,
+}
+
+
+def check_operator(name: str, table: str, pair: OpPair, device: str) -> None:
     """Holds the operators of a pair, forward and backward, to those of the CPU in float64."""
     reached, needs = ASKED[name]
-    layout = lists(1, HEADS, queries_all=1, keys_all=1)
-    sizes = (layout.num_queries, layout.num_keys)
+    sizes = (QUERIES + 1, KEYS)
     given = list(random_qkv(sizes, batch=ITEMS, heads=HEADS, head_dim=16, value_dim=8))
-    tables = [layout.index, some(1, 1, sizes[1]), random_tensor(1, HEADS, *sizes, seed=3)]
+    tables = [TABLES[table](), some(1, 1, sizes[1]), random_tensor(1, HEADS, *sizes, seed=3)]
     found = []
     for one, dtype, where in ((pair, torch.float32, device), (TOKEN_SETS, torch.float64, "cpu")):
         place = [table.to(where, dtype if table.is_floating_point() else None) for table in [*given, *tables]]

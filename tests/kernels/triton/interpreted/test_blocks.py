@@ -18,6 +18,12 @@ from tests.kernels.triton import block_cases
 from tests.kernels.triton.block_cases import CASES, check
 
 
+@pytest.fixture(autouse=True)
+def tiles_of_their_own(monkeypatch):
+    """Small regions too are computed by the kernels of blocks."""
+    monkeypatch.setattr("attnkit.kernels.triton.backend.shares_tiles", lambda call: False)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setattr(configs, "configuration", lambda *_: Config(16, 16, 1, 1))

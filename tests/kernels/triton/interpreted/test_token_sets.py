@@ -29,9 +29,10 @@ def test_as_the_oracle(name, request):
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("table", cases.TABLES)
 @pytest.mark.parametrize("name", cases.ASKED)
-def test_as_the_other_kernels_of_the_operator(name):
-    cases.check_operator(name, PAIR, "cpu")
+def test_as_the_other_kernels_of_the_operator(name, table):
+    cases.check_operator(name, table, PAIR, "cpu")
 
 
 @pytest.mark.parametrize("rows", [16, 32, 64])
