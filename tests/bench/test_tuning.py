@@ -36,10 +36,11 @@ def small(device, images):
     return Room(device, 1, heads=1, side=8)
 
 
-# One of each direction of each family, for calls that have all there is.
-DIRECTIONS = list(
-    {(line.family, line.direction): line for line in lines() if line.tables or "learned" in line.name}.values()
-)
+# One of each direction of each family, for calls that have all there is; and the one whose tiles a prefix takes too.
+DIRECTIONS = [
+    *{(line.family, line.direction): line for line in lines() if line.tables or "learned" in line.name}.values(),
+    *lines(only="blocks/key_gradient/bfloat16/64/16"),
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,7 +179,7 @@ def test_regions_and_windows_take_their_lines():
         assert tile_of(side**2) == tile and side**2 < tile and ((64 // side) * side - 1) % side
 
 
-@pytest.mark.parametrize("line", DIRECTIONS, ids=lambda line: f"{line.family}/{line.direction}")
+@pytest.mark.parametrize("line", DIRECTIONS, ids=lambda line: line.name)
 def test_calls_take_their_line_and_what_is_timed_is_what_changes_with_it(line):
     """In all scenes: what other lines start is the same whatever this line is."""
     family, cut = family_of(line.family), Cut(*table_of(line.family).line("sm_90", line.spot))
@@ -215,7 +216,7 @@ def having(line, cut):
         put(line, "sm_90", before)
 
 
-@pytest.mark.parametrize("line", DIRECTIONS, ids=lambda line: f"{line.family}/{line.direction}")
+@pytest.mark.parametrize("line", DIRECTIONS, ids=lambda line: line.name)
 def test_calls_can_be_checked_anywhere(line):
     """The operator's own kernels take what is timed, and answer in the form that kernels are compared in."""
     family = family_of(line.family)
