@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from attnkit import Grid, attend
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.dispatch import backend_named
+from attnkit.kernels.ops.stencil import STENCIL
+from attnkit.kernels.stencil_calls import computed_by_stencil, seen_by_some
 from attnkit.layouts import Blocks, Dense, Stencil, TokenMask, TokenSets
 from attnkit.testing import dense_attention, outputs_and_gradients, random_qkv, random_tensor
 from attnkit.testing.strategies import layout_cases, seeds
@@ -21,6 +23,12 @@ GRID = Grid(2, 3, prefix=1)
 def able(q, k, v, layout, **extra):
     call = AttendCall(q, k, v, layout, 1.0, **extra)
     return [backend for backend in BACKENDS if not backend_named(backend).why_not(call)]
+
+
+def filled(k, v, hidden, filling, which="kv"):
+    """k and v that ask for gradients, with a number in hidden keys of some of them and 0 in the others'."""
+    both = zip("kv", (k, v), strict=True)
+    return [one.masked_fill(hidden, filling if name in which else 0.0).requires_grad_() for name, one in both]
 
 
 def layouts_without_keys(keys):
@@ -71,23 +79,92 @@ def test_empty_rows_among_others(case, seed, share):
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-@given(case=layout_cases(), seed=seeds(), share=st.sampled_from([0.3, 0.8]))
-def test_what_no_query_sees_never_reaches_the_output(poison, case, seed, share):
+@given(
+    case=layout_cases(),
+    seed=seeds(),
+    share=st.sampled_from([0.3, 0.8, 1.0]),
+    learned=st.booleans(),
+    spoilt=st.sampled_from(["k", "v", "kv"]),
+)
+def test_what_no_query_sees_never_reaches_the_output(poison, case, seed, share, learned, spoilt):
+    """Also where all queries are one row, repeated without a copy, as learned queries are."""
     kept = torch.rand(case.batch, 1, case.sizes[1], generator=torch.Generator().manual_seed(seed)) < share
     layout = case.layout.restrict(kept)
     mask = layout.to_mask().expand(case.batch, case.heads, *case.sizes)
     q, k, v = random_qkv(case.sizes, batch=case.batch, heads=case.heads, seed=seed)
     hidden = ~mask.any(-2)[..., None]
-    clean = [one.masked_fill(hidden, 0.0).requires_grad_() for one in (k, v)]
-    spoiled = [one.masked_fill(hidden, poison).requires_grad_() for one in (k, v)]
-    q.requires_grad_()
-    right = outputs_and_gradients(lambda q, k, v: dense_attention(q, k, v, mask)[0], [q, *clean])
+    clean, spoiled = filled(k, v, hidden, 0.0), filled(k, v, hidden, poison, spoilt)
+    q = q[:, :, :1].expand_as(q) if learned else q
+    leaves = [] if learned else [q.requires_grad_()]
+    right = outputs_and_gradients(lambda *given: dense_attention(q, *given[-2:], mask)[0], [*leaves, *clean])
     for backend in able(q, *spoiled, layout):
         found = outputs_and_gradients(
-            lambda q, k, v, backend=backend: attend(q, k, v, layout, backend=backend), [q, *spoiled]
+            lambda *given, backend=backend: attend(q, *given[-2:], layout, backend=backend), [*leaves, *spoiled]
         )
         for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+# Windows that leave holes between them, and what takes another way through the kernels.
+HOLES = {
+    "stride 2": Stencil(Grid(4), 1, stride=2),
+    "a map": Stencil(Grid(6, 6), 1, stride=2),
+    "stride 4, clamped": Stencil(Grid(11, 3), 3, stride=(4, 1), border="clamp"),
+    "stride 4": Stencil(Grid(3, 12), 3, stride=(1, 4)),
+    "stride 2, dilation 2": Stencil(Grid(9, 8), 3, stride=2, dilation=2),
+    "the end of an axis": Stencil(Grid(3, 6), (1, 3), stride=(1, 3)),
+    "a video": Stencil(Grid(4, 3, 5), (1, 3, 1), stride=(2, 1, 3)),
+    "masked": Stencil(Grid(6, 6), 1, stride=2).restrict(torch.arange(36) % 8 != 0),
+}
+
+
+@pytest.mark.parametrize("spoilt", ["k", "v", "kv"])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", HOLES)
+def test_what_lies_between_windows_reaches_nobody(name, learned, poison, spoilt):
+    """Keys and values apart too: which kernel computes learned queries depends on the numbers in the keys."""
+    layout = HOLES[name]
+    sizes = (1 if learned else layout.num_queries, layout.num_keys)
+    q, k, v = random_qkv(sizes, heads=2, head_dim=1 if learned else 4, value_dim=4)
+    hidden = ~layout.to_mask().any(-2)[..., None]
+    assert hidden.any()
+    q = q.expand(-1, -1, layout.num_queries, -1) if learned else q.requires_grad_()
+    clean, spoiled = filled(k, v, hidden, 0.0), filled(k, v, hidden, poison, spoilt)
+    leaves = [] if learned else [q]
+
+    def of(k, v, backend):
+        found = attend(q, k, v, layout, backend=backend)
+        return [found, *torch.autograd.grad(found.square().sum(), [*leaves, k, v])]
+
+    right = of(*clean, "reference")
+    assert {"reference", "chunked", "gather"} <= set(able(q, *spoiled, layout))
+    for backend in able(q, *spoiled, layout):
+        for one, other in zip(of(*spoiled, backend), right, strict=True):
+            torch.testing.assert_close(
+                one, other, rtol=1e-9, atol=1e-9, msg=lambda text, backend=backend: backend + text
+            )
+
+
+@given(
+    grid=st.lists(st.integers(1, 13), min_size=1, max_size=2).map(lambda sizes: Grid(*sizes)),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 6),
+    dilation=st.integers(1, 5),
+    border=st.sampled_from(["mask", "clamp"]),
+)
+def test_which_keys_any_window_holds(grid, kernel, stride, dilation, border):
+    layout = Stencil(grid, kernel, stride=stride, dilation=dilation, border=border)
+    right, found = layout.to_mask()[0, 0].any(0), seen_by_some(layout, torch.device("cpu"))
+    assert right.all() if found is None else torch.equal(found, right) and not right.all()
+
+
+@pytest.mark.parametrize("window", [{"stride": 2}, {"dilation": 2}, {"stride": 2, "border": "clamp"}])
+def test_windows_without_holes_cost_nothing(window):
+    call = AttendCall(*random_qkv((16 if window.get("stride") else 64, 64)), Stencil(Grid(8, 8), 3, **window), 1.0)
+    given = []
+    computed_by_stencil(call, lambda *taken: (given.append(taken[1:3]), STENCIL.op(*taken))[1])
+    assert given[0][0] is call.k and given[0][1] is call.v
 
 
 @pytest.mark.parametrize("return_lse", [False, True])

@@ -74,3 +74,28 @@ def test_what_nobody_sees_matters_to_nobody(learned, poison):
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other) and not one.isnan().any()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Stencil(Grid(4), 1, stride=2),
+        Stencil(Grid(3, 7), 3, stride=(1, 4), border="clamp"),
+        Stencil(Grid(7, 3), 3, stride=2, dilation=2),
+    ],
+    ids=["stride 2", "clamped", "dilated"],
+)
+def test_what_lies_between_windows_matters_to_nobody(layout, learned):
+    hidden = ~layout.to_mask()[0, 0].any(0)[:, None]
+    sizes = (1 if learned else layout.num_queries, layout.num_keys)
+    q, k, v = random_qkv(sizes, heads=2, head_dim=1, value_dim=4, dtype=torch.float32)
+    q = q.expand(-1, -1, layout.num_queries, -1) if learned else q.requires_grad_()
+    found = []
+    for filling in (0.0, torch.nan):
+        leaves = [one.masked_fill(hidden, filling).requires_grad_() for one in (k, v)]
+        out = attend(q, *leaves, layout, backend="triton")
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves if learned else [q, *leaves])])
+    assert hidden.any()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other) and not one.isnan().any()
