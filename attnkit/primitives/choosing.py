@@ -1,4 +1,10 @@
-"""Choosing keys by scores of low rank, for some queries at a time: scores of all pairs are never held at once."""
+"""Choosing keys by scores of low rank, for some queries at a time: scores of all pairs are never held at once.
+
+Beside what is returned (a byte a pair, or four a number of a list), a choice holds what belongs to the scores made at
+one time, however many items and heads there are: on the CPU `SCORES` of them, elsewhere `MANY`, or one query's if those
+are more. In float32 that is 4 bytes a score, once more for a comparison and again for a mask of a byte; where topk
+settles it, 12 bytes for each key of the budget and topk's own sorting.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnkit.kernels.ops.registering import exporting
+from attnkit.layouts.token_sets import may_look
 from attnkit.primitives.highest import Highest
 
-# Scores that are made at one time: a step of the search over fewer would take less time than its start.
+# Scores that are made at one time on the CPU: a step of the search over fewer would take less time than its start.
 SCORES = 1 << 21
+# Elsewhere, where every operator is started at a cost and nothing of this size stays in a cache.
+MANY = 1 << 25
 
 
 class Guess(NamedTuple):
@@ -36,18 +45,26 @@ class Guess(NamedTuple):
     coefficients: int
     least_share: float | None
 
-    def scores(self, item: int, heads: slice, rows: slice) -> Tensor:
-        """Scores (heads * queries, keys) of some queries of an item."""
-        basis = self.basis[item] if self.basis.ndim == 3 else self.basis
-        shares = (torch.bmm(self.query[item, heads, rows], self.pooled[item, heads]) * self.scale).softmax(-1)
-        shares = shares.flatten(0, 1)
+    def scores(self, items: slice, heads: slice, rows: slice) -> Tensor:
+        """Scores (items * heads * queries, keys) of some queries of some items."""
+        query, basis = self.query[items, heads, rows], self.basis[items] if self.basis.ndim == 3 else self.basis
+        shares = torch.bmm(query.flatten(0, 1), self.pooled[items, heads].flatten(0, 1)) * self.scale
+        shares = shares.softmax(-1).view(len(query), -1, shares.shape[-1])
         if self.least_share is not None:
             scores = shares.where(shares > self.least_share, 0.0) @ basis
         else:
-            best = shares.topk(min(self.coefficients, shares.shape[1]), dim=-1, sorted=False)
+            best = shares.topk(min(self.coefficients, shares.shape[-1]), dim=-1, sorted=False)
+            index = best.indices.int()
+            if basis.ndim == 3:
+                first = torch.arange(0, basis[..., 0].numel(), basis.shape[1], dtype=torch.int32, device=index.device)
+                index, basis = index + first[:, None, None], basis.flatten(0, 1)
             # Adds up those rows of the basis, where a product would multiply all of them.
-            scores = F.embedding_bag(best.indices.int(), basis, mode="sum", per_sample_weights=best.values)
-        return scores if self.kept is None else scores.masked_fill_(~self.kept[item], -torch.inf)
+            scores = F.embedding_bag(
+                index.flatten(0, 1), basis, mode="sum", per_sample_weights=best.values.flatten(0, 1)
+            ).view(*shares.shape[:2], basis.shape[-1])
+        if self.kept is not None:
+            scores.masked_fill_(~self.kept[items, None], -torch.inf)
+        return scores.flatten(0, 1)
 
     def all_scores(self) -> Tensor:
         """Scores (B, heads, queries, keys) of all queries, by operators that trace."""
@@ -146,12 +163,18 @@ def _choose(
     seen = torch.empty(shape, dtype=torch.bool, device=query.device)
     seen[:, :, :first_row] = True
     seen[..., :first_column] = True
-    budgets = [budget] * batch if most is None else most.clamp(max=budget).tolist()
+    looking = may_look(query)
+    budgets = most.clamp(max=budget).tolist() if looking and most is not None else [budget] * batch
     best = {one: Highest(one) for one in budgets}
-    for item, some, rows in _chunks(guess):
-        part = seen[item, some, first_row + rows.start : first_row + rows.stop, first_column:]
-        scores = guess.scores(item, some, rows)
-        found = best[budgets[item]](scores) if score is None else torch.gt(scores, score, out=torch.empty_like(scores))
+    for items, some, rows in _chunks(guess):
+        part = seen[items, some, first_row + rows.start : first_row + rows.stop, first_column:]
+        scores = guess.scores(items, some, rows)
+        if score is not None:
+            found = torch.gt(scores, score, out=torch.empty_like(scores))
+        elif most is None or looking:
+            found = best[budgets[items.start]](scores)
+        else:
+            found = _ranked(scores, budget, most[items])
         # As bytes: from floats to bools PyTorch takes twice as long, and found numbers are 0 or 1.
         part.view(torch.int8).copy_(found.view(part.shape))
     return seen
@@ -171,27 +194,47 @@ def _list(
     guess = Guess(query, pooled, basis, kept, scale, coefficients, least_share)
     index = torch.empty(*query.shape[:3], budget, dtype=torch.int32, device=query.device)
     keys, best = basis.shape[-1], Highest(budget)
-    for item, some, rows in _chunks(guess):
-        part = index[item, some, rows]
-        scores = guess.scores(item, some, rows)
+    for items, some, rows in _chunks(guess):
+        part = index[items, some, rows]
+        scores = guess.scores(items, some, rows)
         if best.sorts(scores):
             part.copy_(scores.topk(budget, dim=-1, sorted=False).indices.view(part.shape))
             continue
         found = best(scores)
         spots = found.flatten().nonzero().view(part.shape)
-        part.copy_(spots.sub_(torch.arange(0, found.numel(), keys, device=spots.device).view(*part.shape[:2], 1)))
+        part.copy_(spots.sub_(torch.arange(0, found.numel(), keys, device=spots.device).view(*part.shape[:-1], 1)))
     return index.add_(first)
 
 
-def _chunks(guess: Guess) -> list[tuple[int, slice, slice]]:
-    """Items, and some of their heads and queries."""
+def _ranked(scores: Tensor, budget: int, most: Tensor) -> Tensor:
+    """Which keys score highest, bool (rows, keys), where only the device knows how many: nothing waits for it.
+
+    Args:
+        scores: (rows, keys), as many rows for each item.
+        budget: keys per query, at most.
+        most: int64 (items,), an item's own budget.
+    """
+    scores = scores.view(len(most), len(scores) // len(most), scores.shape[-1])
+    index = scores.topk(budget, dim=-1).indices
+    within = torch.arange(budget, device=index.device) < most[:, None, None]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, index, within.expand_as(index))
+
+
+def _chunks(guess: Guess) -> list[tuple[slice, slice, slice]]:
+    """Items, heads and queries: of one item, as each may have a budget of its own, or off the CPU of whole ones."""
     batch, heads, queries = guess.query.shape[:3]
-    keys = max(guess.basis.shape[-1], 1)
-    group = min(max(SCORES // max(queries * keys, 1), 1), heads)
-    count = min(max(SCORES // (group * keys), 1), max(queries, 1))
+    keys, looking = max(guess.basis.shape[-1], 1), may_look(guess.query)
+    limit, pairs = SCORES if looking else MANY, max(queries * keys, 1)
+    several = 1 if looking else max(limit // (heads * pairs), 1)
+    group = min(max(limit // pairs, 1), heads)
+    count = min(max(limit // (group * keys), 1), max(queries, 1))
     return [
-        (item, slice(head, min(head + group, heads)), slice(row, min(row + count, queries)))
-        for item in range(batch)
+        (
+            slice(item, min(item + several, batch)),
+            slice(head, min(head + group, heads)),
+            slice(row, min(row + count, queries)),
+        )
+        for item in range(0, batch, several)
         for head in range(0, heads, group)
         for row in range(0, queries, count)
     ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from attnkit import CompetingMaskPredictor, Grid, HeadMix, MaskPredictor, ThresholdMaskPredictor
 from attnkit.kernels import recording
@@ -72,6 +75,66 @@ def test_an_item_with_a_smaller_budget():
     guess = random_guess()
     seen = best_keys(guess, 10, (0, 0), torch.tensor([4, 99]))
     assert torch.equal(seen[:1], best_keys(guess, 4)[:1]) and torch.equal(seen[1:], best_keys(guess, 10)[1:])
+
+
+# Single rows, some queries of a head, one head, two of three, one item, both.
+@pytest.mark.parametrize("many", [40, 550, 2000, 4100, 7000, 1 << 25])
+@pytest.mark.parametrize("fields", FORMS, ids=str)
+def test_the_same_choice_where_no_value_may_be_looked_at(fields, many, monkeypatch):
+    """As on GPUs, where several items are taken together and only the device knows their budgets."""
+    guess, most = random_guess(**fields), torch.tensor([3, 99])
+
+    def chosen():
+        best = [best_keys(guess, budget, (1, 2), own) for budget in (1, 9, 50) for own in (None, most)]
+        return [*best, best_lists(guess, 9).sort(-1).values, keys_above(guess, 0.6)]
+
+    right = chosen()
+    for module in (choosing, highest):
+        monkeypatch.setattr(module, "may_look", lambda _: False)
+    monkeypatch.setattr(choosing, "MANY", many)
+    for one, other in zip(chosen(), right, strict=True):
+        assert torch.equal(one, other)
+    counts = best_keys(guess, 9, (0, 0), most).sum(-1)
+    assert (counts[0] == 3).all() and (counts[1] == 9).all()
+
+
+class Watched(TorchDispatchMode):
+    """Counts operators that compute something, and the bytes of the largest tensor but for those of given shapes."""
+
+    def __init__(self, *results):
+        super().__init__()
+        self.results, self.called, self.largest = results, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.called += func.namespace == "aten" and not func.is_view
+        for one in tree_leaves(out):
+            if isinstance(one, torch.Tensor) and one.untyped_storage().nbytes() not in self.results:
+                self.largest = max(self.largest, one.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+@pytest.mark.parametrize("items, tokens, most_called", [(8, 3136, 300), (64, 196, 30)])
+def test_few_operators_and_little_memory_on_a_gpu(items, tokens, most_called, per_item):
+    """Each operator is started at a cost; and of scores of all pairs, there would be 1.9 GB of the larger image."""
+    heads, rank, budget = 6, 50, tokens // 10
+    with FakeTensorMode(), torch.device("cuda"):
+        query, pooled = torch.empty(items, heads, tokens, 16), torch.empty(items, heads, 16, rank)
+        basis = torch.empty(*[items] * per_item, rank, tokens)
+        kept, most = torch.empty(items, tokens, dtype=torch.bool), torch.empty(items, dtype=torch.int64)
+        guess = Guess(query, pooled, basis, kept, 1.0, 8, None)
+        pairs = items * heads * tokens**2
+        for choose in (
+            lambda: best_keys(guess, budget),
+            lambda: best_keys(guess, budget, (0, 0), most),
+            lambda: best_lists(guess, budget),
+            lambda: keys_above(guess, 0.1),
+        ):
+            with Watched(pairs, 4 * items * heads * tokens * budget) as watched:
+                choose()
+            assert 10 < watched.called < most_called
+            assert watched.largest <= 4 * choosing.MANY
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -43,6 +43,9 @@ GROUPS = {
     "learned queries": {"kind": "learned_query", "kernel": 3},
     "predicted lists": {"kind": "mask_predictor", "tokens": 256, "keep": 0.1},
     "predicted masks": {"kind": "mask_predictor", "tokens": 256, "keep": 0.5},
+    "keys above a score": {"kind": "threshold_mask_predictor", "tokens": 256},
+    "keys that compete": {"kind": "competing_mask_predictor", "tokens": 256, "keep": 0.5},
+    "keys that compete above a score": {"kind": "competing_mask_predictor", "tokens": 256, "keep": 0.5, "score": 0.1},
 }
 SIDE, DIM = 16, 32
 
