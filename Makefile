@@ -15,12 +15,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sparsify test laws mutants recipes fuzz bench results lint types contracts docs check format clean
+.PHONY: help demo sparsify test crosses laws mutants recipes fuzz bench results lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'
 	@echo 'make sparsify   train a dense teacher on the digits and make it sparse (runs/teacher, runs/sparse)'
 	@echo 'make test       run all tests'
+	@echo 'make crosses    run all combinations of what make test meets in pairs'
 	@echo 'make laws       hold every primitive and backend to every law, 200 cases each'
 	@echo 'make mutants    try every law on every mutant and write docs/tables/mutants.md'
 	@echo 'make recipes    run every recipe on every backend, compiled, exported, and at four image sizes'
@@ -50,9 +51,14 @@ sparsify: $(READY)
 	@$(BIN)/attnkit train --model sparsifiner_micro --set 'mix.groups=[{kind: dense, heads: 3}]' --out runs/teacher --overwrite
 	@$(BIN)/attnkit train --recipe sparsifiner --teacher runs/teacher --out runs/sparse --overwrite $(ARGS)
 
-# One thread a worker: as many workers as cores, each with its own threads, would fight over the cores.
+# One thread a worker: as many workers as cores, each with its own threads, would fight over the cores. Slow tests come
+# first (tests/conftest.py), and a worker that has done its part takes from another's.
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+crosses: $(READY)
+	@ATTNKIT_CROSSES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		tests/kernels/triton/test_interpreted.py $(ARGS)
 
 laws: $(READY)
 	@ATTNKIT_LAWS_EXAMPLES=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/laws $(ARGS)

@@ -18,6 +18,8 @@ from torch._dynamo.trace_rules import get_torch_obj_rule_map
 # Makes `with torch.device(...)` do the same.
 from torch.utils._device import _device_constructors
 
+from tests.dealing import dealt
+
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", max_examples=40, deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
@@ -28,14 +30,17 @@ hypothesis.settings.load_profile(
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("cuda")]
-    if left_out:
-        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
-        config.hook.pytest_deselected(items=left_out)
+    """Leaves out what needs a GPU where there is none, and puts slow tests first, so that no worker ends with one."""
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("cuda")]
+        if left_out:
+            items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+            config.hook.pytest_deselected(items=left_out)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        items[:] = dealt(items, workers)
 
 
 def pytest_runtest_setup() -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import types
+
 import pytest
 
 from attnkit.kernels.triton.version import INTERPRETING
 
 collect_ignore_glob = [] if INTERPRETING else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """ATTNKIT_PIECE=1/3 keeps every third test, from the second on."""
+    piece, _, count = os.environ.get("ATTNKIT_PIECE", "").partition("/")
+    if count:
+        kept = items[int(piece) :: int(count)]
+        config.hook.pytest_deselected(items=[item for at, item in enumerate(items) if at % int(count) != int(piece)])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,6 +28,7 @@ def mended_interpreter():
     from triton.runtime import interpreter
 
     multiply, patch_tensor = interpreter.InterpreterBuilder.create_dot, interpreter._patch_lang_tensor
+    of = interpreter._get_np_dtype
 
     def widened(handle):
         if handle.dtype.scalar != tl.bfloat16:
@@ -30,7 +43,21 @@ def mended_interpreter():
         patch_tensor(tensor, *rest)
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
+    known: dict[str, object] = {}
+
+    def np_dtype(one):
+        if one.name not in known:
+            known[one.name] = of(one)
+        return known[one.name]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
         patch.setattr(interpreter, "_patch_lang_tensor", with_index)
+        # The language is put in its place once: Triton would do it again, in milliseconds, at each call of a function.
+        visible = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+        scope = interpreter._patch_lang(visible)
+        patch.setattr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
+        # So is a table of dtypes, which it makes for each operation.
+        patch.setattr(interpreter, "_get_np_dtype", np_dtype)
         yield
+        scope.restore()

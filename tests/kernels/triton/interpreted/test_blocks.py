@@ -14,6 +14,7 @@ from attnkit.kernels.triton.blocks.launches import backward_of, forward_of
 from attnkit.kernels.triton.blocks.op import PAIR
 from attnkit.layouts import Blocks
 from attnkit.testing import random_qkv, random_tensor
+from tests.crossing import met
 from tests.kernels.triton import block_cases
 from tests.kernels.triton.block_cases import CASES, check
 
@@ -61,9 +62,9 @@ def test_chosen_by_name_only():
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", block_cases.POISONED)
+@pytest.mark.parametrize(
+    ("name", "poison", "with_bias"), met(block_cases.POISONED, [torch.nan, torch.inf], [False, True])
+)
 def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
     block_cases.check_poisoned(block_cases.POISONED[name](), poison, with_bias, "cpu")
 
@@ -72,9 +73,9 @@ def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("hidden", block_cases.HIDING)
-@pytest.mark.parametrize("name", block_cases.HIDDEN)
+@pytest.mark.parametrize(
+    ("name", "hidden", "dtype"), met(block_cases.HIDDEN, block_cases.HIDING, [torch.float32, torch.bfloat16])
+)
 def test_what_a_large_bias_hides(name, hidden, dtype):
     block_cases.check_hidden(block_cases.HIDDEN[name](), hidden, dtype, "cpu")
 

@@ -11,6 +11,7 @@ from attnkit.kernels.triton.token_sets import configs, launches
 from attnkit.kernels.triton.token_sets.configs import Config
 from attnkit.kernels.triton.token_sets.op import PAIR
 from attnkit.testing import random_qkv, random_tensor
+from tests.crossing import met
 from tests.kernels.triton import token_set_cases as cases
 from tests.kernels.triton.token_set_cases import CASES, check
 
@@ -52,9 +53,7 @@ def test_marks_of_one_item_and_head_at_a_time(monkeypatch):
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", cases.POISONED)
+@pytest.mark.parametrize(("name", "poison", "with_bias"), met(cases.POISONED, [torch.nan, torch.inf], [False, True]))
 def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
     cases.check_poisoned(cases.POISONED[name](), poison, with_bias, "cpu")
 
