@@ -49,11 +49,13 @@ FORWARD = (
 def uncompiled_flex(monkeypatch):
     """FlexAttention without its compiler, which takes seconds for every shape: the same masks and scores, step by step.
 
-    That takes float64 too. There is no backward pass on the CPU either way.
+    That takes float64 too. There is no backward pass on the CPU either way. Nor is it traced, which PyTorch does where
+    it does not compile, in half a second for every shape.
     """
-    from torch.nn.attention.flex_attention import flex_attention
+    import torch.nn.attention.flex_attention as module
 
-    refuses = flex.FlexBackend.why_not
+    refuses, flex_attention = flex.FlexBackend.why_not, module.flex_attention
+    monkeypatch.setattr(module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     monkeypatch.setattr(
         flex.FlexBackend, "why_not", lambda *of: tuple(one for one in refuses(*of) if "on the CPU takes" not in one)
