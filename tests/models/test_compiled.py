@@ -68,13 +68,15 @@ def test_a_compiled_step_with_checkpointing_is_the_eager_one(images):
 
 def test_a_compiled_evaluation_is_the_eager_one(images):
     # Of all the models, this one does something else in evaluation than in training.
-    model = built("bigbird_vit_micro").eval()
+    config = built("bigbird_vit_micro").config
+    model = attnkit.build(dataclasses.replace(config, stages=config.stages[:1])).eval()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     x = images(height=32, width=32)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.slow
 def test_inductor_agrees_on_big_bird(images):
     # In training, where the number of the draw is a tensor too.
     config = built("bigbird_vit_micro").config
