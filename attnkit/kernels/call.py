@@ -90,13 +90,32 @@ class AttendCall:
         if columns > 1:
             spot = spot + keys.clamp(min=0)
         lead = torch.broadcast_shapes(values.shape[:2], queries.shape[:2], keys.shape[:2])
-        spot = spot.expand(*lead, *spot.shape[2:])
-        found = values.flatten(2).expand(*lead, -1).gather(2, spot.flatten(2)).view(spot.shape)
+        if rows == 1 and columns > 1:
+            found = _per_key(values[:, :, 0], spot, lead)
+        else:
+            spot = spot.expand(*lead, *spot.shape[2:])
+            found = values.flatten(2).expand(*lead, -1).gather(2, spot.flatten(2)).view(spot.shape)
         return found.expand(*lead, *torch.broadcast_shapes(queries.shape[2:], keys.shape[2:]))
 
     def replace(self, **changes: object) -> AttendCall:
         """A copy with other fields."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _per_key(row: Tensor, keys: Tensor, lead: torch.Size) -> Tensor:
+    """A number of each key, (B or 1, heads or 1, Nk), at an index (B or 1, heads or 1, ...), which names keys often.
+
+    By indexing, whose backward pass sorts the index and adds up in order: that of `gather` adds on a GPU as threads
+    come, with other bits every time.
+    """
+    if keys.shape[:2] == (1, 1):
+        return row[:, :, keys[0, 0]].expand(*lead, *keys.shape[2:])
+    items, heads = (
+        torch.arange(size, device=keys.device) if varies > 1 else torch.zeros(1, dtype=torch.int64, device=keys.device)
+        for size, varies in zip(lead, row.shape[:2], strict=True)
+    )
+    inner = (1,) * (keys.ndim - 2)
+    return row[items.view(-1, 1, *inner), heads.view(1, -1, *inner), keys].expand(*lead, *keys.shape[2:])
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -13,7 +13,7 @@ from attnkit.kernels import stencil_calls, use_backend
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.chunked import stencil_convolved
 from attnkit.kernels.ops.stencil import STENCIL
-from attnkit.layouts import RelativeTable, Stencil
+from attnkit.layouts import Blocks, RelativeTable, Stencil
 from attnkit.testing import dense_attention, outputs_and_gradients, peak_memory, random_qkv, random_tensor
 
 
@@ -375,3 +375,41 @@ def test_compiled_and_exported_learned_queries(convolved):
         torch.testing.assert_close(exported.module()(more), layer(more))
     # Eager, compiled, and eager beside what was exported.
     assert convolved == ["forward", "backward"] * 2 + ["forward"]
+
+
+def names_behind(out):
+    """Names of all steps of a backward pass."""
+    found, left = set(), [out.grad_fn]
+    while left:
+        one = left.pop()
+        if one is not None and one not in found:
+            found.add(one)
+            left += [before for before, _ in one.next_functions]
+    return {one.name() for one in found}
+
+
+@pytest.mark.parametrize("lead", [(1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("name", ["masked", "clamped", "learned", "regions", "regions of each head"])
+def test_the_gradient_of_a_number_of_each_key_is_added_up_in_order(name, lead):
+    """Many queries read it, and on a GPU `gather` and its like add their gradients up as threads come."""
+    grid = Grid(4, 6, prefix=2)
+    index = torch.tensor([[[0, 3], [1, 0], [3, 2], [2, 1]]])
+    layout = {
+        "masked": Stencil(grid, 3, dilation=2),
+        "clamped": Stencil(grid, 5, border="clamp"),
+        "learned": Stencil(grid, 3, stride=2),
+        "regions": Blocks.from_regions(grid, 2, index),
+        "regions of each head": Blocks.from_regions(grid, 2, torch.stack([index, index.flip(1), index.flip(2)], 1)),
+    }[name]
+    learned = name == "learned"
+    q, k, v = random_qkv((1 if learned else layout.num_queries, 26), batch=2, heads=3)
+    q = q.expand(-1, -1, layout.num_queries, -1)
+    forms = ("bias",) if isinstance(layout, Blocks) else ("bias", "gain")
+    pairs = {form: random_tensor(*lead, 1, 26, seed=at, grad=True) for at, form in enumerate(forms)}
+    found, right = (attend(q, k, v, layout, **pairs, backend=backend) for backend in ("chunked", "reference"))
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    leaves = list(pairs.values())
+    for one, other in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in (found, right)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    out = attend(q, k, v, layout, **pairs, backend="chunked")
+    assert not {one for one in names_behind(out) if "Gather" in one or "IndexSelect" in one or "Scatter" in one}
