@@ -91,7 +91,7 @@ for _name, (_layout, _tables) in {**WINDOWS, **CLAMPED}.items():
 _SMALL = Grid(6, 7, prefix=1)
 CASES |= {
     "projected, narrow heads": Case(lambda: Stencil(_SMALL, 3), options={"widths": (3, 1)}),
-    "projected, heads of 80": Case(lambda: Stencil(Grid(5, 5), 3), options={"widths": (80, 40)}),
+    "projected, heads of 80, a prefix": Case(lambda: Stencil(Grid(5, 5, prefix=2), 3), options={"widths": (80, 40)}),
     "projected, three heads of two items": Case(
         lambda: Stencil(_SMALL, 3), False, ("table", (1, 1)), {"widths": (16, 16), "items": 2, "heads": 3}
     ),

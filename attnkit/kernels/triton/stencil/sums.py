@@ -20,8 +20,10 @@ from attnkit.kernels.triton.stencil.table_gradient import stencil_table_gradient
 
 # Numbers that a program sums over at once, and those of them that are one token's, of heads beside each other; tokens.
 NUMBERS, SUMMED, ROWS = 4096, 64, 64
-# Queries and prefix tokens of a tile.
-PREFIXED = (32, 16)
+# Warps that sum tokens of several heads. For Blackwell, NVIDIA's assembler would put registers of four of them aside.
+SUMMING, SUMMING_ON = 4, {"sm_100": 8}
+# Queries and prefix tokens of a tile, and of one whose rows have more than 64 numbers of float32.
+PREFIXED, PREFIXED_WIDE = (32, 16), (16, 16)
 
 # Launches, and what is to be called in order once they have run.
 Found: TypeAlias = "tuple[list[Launch], list[Callable[[], Any]]]"
@@ -41,7 +43,11 @@ def delta_of(call: Call, given: dict[str, Any], grad_total: Tensor | None, out: 
     rows = _rows(heads["BLOCK_H"] * heads["BLOCK_V"])
     constants = {"VALUE_WIDTH": call.value_width, **heads, "BLOCK_M": rows}
     grid = (-(-call.queries // rows) * -(-call.heads // heads["BLOCK_H"]) * call.batch,)
-    return Launch(stencil_delta, grid, arguments, constants, 4, 1)
+    return Launch(stencil_delta, grid, arguments, constants, _summing(call), 1)
+
+
+def _summing(call: Call) -> int:
+    return SUMMING_ON.get(call.device_class, SUMMING)
 
 
 def _rows(numbers: int) -> int:
@@ -54,7 +60,8 @@ def prefix_gradient(
 ) -> tuple[Launch, Callable[[], Any]]:
     """What all queries give to the prefix, and what adds their shares up."""
     prefix, width = call.windows.prefix, k.shape[3]
-    rows, columns = PREFIXED
+    wide = any(one.shape[3] > 64 and one.dtype == torch.float32 for one in (k, call.v))
+    rows, columns = PREFIXED_WIDE if wide else PREFIXED
     tiles = -(-prefix // columns)
     shares, share = call.shares_of(call.batch * call.heads * tiles, rows)
     room = (shares, call.batch, call.heads, prefix)
@@ -89,8 +96,12 @@ def prefix_gradient(
         grad_k[:, :, :prefix].copy_(sum_k.sum(0))
         grad_v[:, :, :prefix].copy_(sum_v.sum(0))
 
-    warps = 4 if max(width, call.value_width) <= 64 else 8
-    return Launch(stencil_prefix_gradient, grid, arguments, constants, warps, 1), add_up
+    # AMD's warps have twice as many threads.
+    warps = 4 if max(width, call.value_width) <= 64 or call.device_class == "gfx942" else 8
+    # Without tensor cores a thread has whole rows in registers, unless they come through shared memory, as they do
+    # where loads of several tiles are under way.
+    stages = 2 if wide and call.precision == "ieee" else 1
+    return Launch(stencil_prefix_gradient, grid, arguments, constants, warps, stages), add_up
 
 
 def table_gradients(call: Call, given: dict[str, Any], gradients: list[Tensor | None]) -> Found:
@@ -156,7 +167,7 @@ def _table_gradient(call: Call, given: dict[str, Any], names: list[str]) -> tupl
     }
     grid = (places * shares * groups * call.batch,)
     constants |= {"BLOCK_M": rows, "BLOCK_H": heads}
-    return Launch(stencil_table_gradient, grid, arguments, constants, 4, 1), sums
+    return Launch(stencil_table_gradient, grid, arguments, constants, _summing(call), 1), sums
 
 
 def _pair_gradient(call: Call, given: dict[str, Any], name: str, target: Tensor) -> tuple[Launch, Tensor]:
