@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.ops.registering import OpPair
 from attnkit.layouts import TokenMask, TokenSets
@@ -17,7 +19,21 @@ def computed_by_token_sets(call: AttendCall, pair: OpPair) -> AttendResult:
     layout = call.layout
     assert isinstance(layout, (TokenSets, TokenMask))
     table = layout.index if isinstance(layout, TokenSets) else layout.mask
-    prefix = (layout.global_queries, layout.global_keys)
+    return computed_by_table(call, table, (layout.global_queries, layout.global_keys), layout.key_mask, pair)
+
+
+def computed_by_table(
+    call: AttendCall, table: Tensor, prefix: tuple[int, int], key_mask: Tensor | None, pair: OpPair
+) -> AttendResult:
+    """Computes a call without a gain by the operator's own arguments.
+
+    Args:
+        call: the call; nobody looks at its layout.
+        table: keys of each query, or a mask, as the operator takes them.
+        prefix: how many of the first queries see every key, and how many of the first keys every query sees.
+        key_mask: bool (B or 1, heads or 1, Nk), or None.
+        pair: `TOKEN_SETS`, or a pair with its arguments.
+    """
     bias = call.pair_values(call.bias)
-    out, lse = pair.op(call.q, call.k, call.v, table, layout.key_mask, bias, *prefix, float(call.scale))
-    return AttendResult(out, lse if call.return_lse else None)
+    out, total, peak = pair.op(call.q, call.k, call.v, table, key_mask, bias, *prefix, float(call.scale))
+    return AttendResult(out, total.log() + peak if call.return_lse else None)

@@ -266,8 +266,8 @@ def bench(monkeypatch):
         cut = Cut(*table_of("token_sets").line(device_class, line.spot))
         if cut.stages == 4:
             raise RuntimeError("out of resource\nand more")
-        out, lse = token_sets.PAIR.op(*given.arguments)
-        return Started([SimpleNamespace(run=lambda: None)], lambda: (out + (cut.warps == 1), lse))
+        out, *rest = token_sets.PAIR.op(*given.arguments)
+        return Started([SimpleNamespace(run=lambda: None)], lambda: (out + (cut.warps == 1), *rest))
 
     monkeypatch.setattr(token_sets, "forward", forward)
     monkeypatch.setattr(token_sets, "timed", lambda line, steps: steps)

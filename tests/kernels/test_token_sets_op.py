@@ -59,9 +59,9 @@ def with_gradients(arguments):
 def test_pytorch_finds_nothing_wrong(number):
     arguments = problems()[number]
     torch.library.opcheck(TOKEN_SETS.op, with_gradients(arguments))
-    out, lse = TOKEN_SETS.op(*arguments)
+    out, total, peak = TOKEN_SETS.op(*arguments)
     needs = [True, False, True, arguments[5] is not None]
-    torch.library.opcheck(TOKEN_SETS.backward_op, (None, lse, out, lse, *arguments, needs))
+    torch.library.opcheck(TOKEN_SETS.backward_op, (None, total, None, out, total, peak, *arguments, needs))
 
 
 @pytest.mark.parametrize("logits", [1, 40, 1 << 19])
@@ -78,9 +78,9 @@ def test_gradients_do_not_depend_on_how_large_chunks_are(monkeypatch, number, lo
     else:
         layout = TokenSets(table, k.shape[2], queries_all=queries_all, keys_all=keys_all, key_mask=keys)
     right = attend(q, k, v, layout, scale=scale, bias=bias, return_lse=True, backend="reference")
-    found = TOKEN_SETS.op(*arguments)
+    rows, powers, peak = TOKEN_SETS.op(*arguments)
     gradients = []
-    for out, lse in (right, found):
+    for out, lse in (right, (rows, powers.log() + peak)):
         seen = lse.isfinite()
         total = out.square().sum() + lse.where(seen, 0.0).sin().sum()
         gradients.append([out, lse, *torch.autograd.grad(total, leaves)])
@@ -127,7 +127,7 @@ def test_counted_operations():
     pairs = 2 * 3 * (1 * 11 + 8 * 6)
     width = q.shape[3]
     with FlopCounterMode(display=False) as counter:
-        out, _ = TOKEN_SETS.op(q, k, v, index, None, None, PREFIX[1], PREFIX[0], 1.0)
+        out, *_ = TOKEN_SETS.op(q, k, v, index, None, None, PREFIX[1], PREFIX[0], 1.0)
     assert counter.get_total_flops() == 2 * pairs * (width + 5)
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
@@ -136,10 +136,10 @@ def test_counted_operations():
 
 def test_under_autocast():
     q, k, v, *rest = with_gradients(problems()[3])
-    exact, _ = TOKEN_SETS.op(q, k, v, *rest)
+    exact, *_ = TOKEN_SETS.op(q, k, v, *rest)
     with torch.autocast("cpu", torch.bfloat16):
-        out, lse = TOKEN_SETS.op(q, k, v, *rest)
-    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+        out, total, peak = TOKEN_SETS.op(q, k, v, *rest)
+    assert (out.dtype, total.dtype, peak.dtype) == (torch.bfloat16, torch.float32, torch.float32)
     torch.testing.assert_close(out.float(), exact, rtol=0.03, atol=0.03)
     out.float().sum().backward()
     assert q.grad.dtype == torch.float32 and q.grad.isfinite().all()

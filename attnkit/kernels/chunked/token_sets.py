@@ -161,7 +161,7 @@ class _Problem:
         return self._logits[: like.numel()].view(like.shape)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     problem = _Problem(q, k, v, *rest)  # type: ignore[arg-type]
     batch, heads, queries = q.shape[:3]
     out = v.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
@@ -174,14 +174,17 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Te
             # The largest weight is one over the denominator.
             total = peak - weights.amax(-1, keepdim=True).log()
             chunk.of(lse).copy_(torch.where(peak == -torch.inf, peak, total)[..., 0])
-    return out, lse
+    # Weights are made anew for the backward pass.
+    return out, torch.ones_like(lse), lse
 
 
 def _backward(
     grad_out: Tensor | None,
-    grad_lse: Tensor | None,
+    grad_total: Tensor | None,
+    grad_peak: None,
     out: Tensor,
-    lse: Tensor,
+    total: Tensor,
+    peak: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -195,8 +198,9 @@ def _backward(
     grad_q, grad_k, grad_v = grads
     if grad_out is None:
         grad_out = torch.zeros_like(out)
-    if grad_lse is not None:
-        grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0.0)
+    # With a sum of 1, what arrives at it arrives at the lse.
+    if grad_total is not None:
+        grad_total = grad_total.masked_fill(peak == -torch.inf, 0.0)
     for chunks in problem.groups():
         near_k, near_v = problem.keys_of(chunks)
         sum_k, sum_v = torch.zeros_like(near_k), torch.zeros_like(near_v)
@@ -209,8 +213,8 @@ def _backward(
             if problem.careful:
                 reached.masked_fill_(hidden != 0, 0.0)
             pull = torch.ops.aten._softmax_backward_data.out(reached, weights, -1, dtype, grad_input=reached)
-            if grad_lse is not None:
-                pull.addcmul_(weights, chunk.of(grad_lse)[..., None])
+            if grad_total is not None:
+                pull.addcmul_(weights, chunk.of(grad_total)[..., None])
             if grad_bias is not None:
                 part = chunk.of(grad_bias)
                 part += pull.sum_to_size(part.shape)

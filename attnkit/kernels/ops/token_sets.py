@@ -21,12 +21,12 @@ class SetTables(NamedTuple):
     scale: float
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, ...]:
     """The output lies in memory as (B, Nq, heads, Dv), in which order a projection reads it."""
     batch, heads, queries = q.shape[:3]
     dtype = torch.float64 if torch.float64 in (q.dtype, v.dtype) else torch.float32
     out = v.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
-    return out, q.new_empty(batch, heads, queries, dtype=dtype)
+    return out, *(q.new_empty(batch, heads, queries, dtype=dtype) for _ in range(2))
 
 
 def _work(
@@ -57,8 +57,12 @@ def token_sets_pair(name: str) -> OpPair:
         # `keys_all` keys, whatever it says.
         arguments="Tensor q, Tensor k, Tensor v, Tensor table, Tensor? key_mask, Tensor? bias, int queries_all, "
         "int keys_all, float scale",
-        outputs=("out", "lse"),
+        # log(total) + peak: (B, heads, Nq) in float32, or float64 for it, the lse. `peak` is -inf where no key is seen,
+        # and `total` 1. Under a bias a kernel that needs them for its backward pass keeps them apart, since beside -1e9
+        # their sum has lost the denominator; elsewhere `total` may be 1 and `peak` the lse.
+        outputs=("out", "total", "peak"),
         gradients=("q", "k", "v", "bias"),
+        constants=("peak",),
         lowered=("q", "k", "v"),
         fake=_fake,
         work=_work,

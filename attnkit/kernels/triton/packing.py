@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.ops.registering import OpPair
+from attnkit.kernels.token_set_calls import computed_by_table
 from attnkit.layouts import Blocks
 from attnkit.layouts.base import framed
 
@@ -48,5 +49,4 @@ def computed_packed(call: AttendCall, pair: OpPair) -> AttendResult:
     assert isinstance(layout, Blocks)
     prefix = layout.prefix
     mask = framed(layout.image_mask(), 0, prefix)
-    out, lse = pair.op(call.q, call.k, call.v, mask, layout.key_mask, None, prefix, prefix, float(call.scale))
-    return AttendResult(out, lse if call.return_lse else None)
+    return computed_by_table(call, mask, (prefix, prefix), layout.key_mask, pair)

@@ -61,8 +61,8 @@ def backward(given: Given, outputs: Sequence[Tensor], grad: Tensor, device_class
     from attnkit.kernels.triton.token_sets.launches import backward_of
 
     q, k, v, *rest = given.arguments
-    tables, (out, lse) = SetTables(*rest), outputs
-    found = backward_of(grad, None, out, lse, q, k, v, tables, given.needs, device_class)
+    tables, (out, total, peak) = SetTables(*rest), outputs
+    found = backward_of(grad, None, out, total, peak, q, k, v, tables, given.needs, device_class)
 
     def results() -> list[Tensor]:
         asked = [one for one in found.gradients if one is not None]

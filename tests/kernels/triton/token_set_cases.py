@@ -80,6 +80,7 @@ CASES: dict[str, Case] = {
         lambda: lists(ITEMS, 1, keys_all=1).restrict(some(1, HEADS, KEYS)), options={"bias": (1, 0, 0, 0)}
     ),
     "lists, a bias for all items and heads": Case(lambda: lists(ITEMS, HEADS), (8, 16), {"bias": (1, 1, 0, 0)}),
+    "lists, a bias per item": Case(lambda: lists(1, HEADS), options={"bias": (0, 1, 0, 0)}),
     "lists, a bias per item and head": Case(lambda: lists(1, HEADS, queries_all=1), options={"bias": (0, 0, 0, 0)}),
     "lists, a bias per key": Case(lambda: lists(1, 1, queries_all=1), options={"bias": (1, 0, 1, 0)}),
     "lists, a bias per query": Case(lambda: lists(1, HEADS), options={"bias": (0, 1, 0, 1)}),
@@ -186,12 +187,15 @@ def check_operator(name: str, table: str, pair: OpPair, device: str) -> None:
     for one, dtype, where in ((pair, torch.float32, device), (TOKEN_SETS, torch.float64, "cpu")):
         place = [table.to(where, dtype if table.is_floating_point() else None) for table in [*given, *tables]]
         rest = [*place, 1, 1, 0.3]
-        out, lse = one.op(*rest)
+        out, total, peak = one.op(*rest)
         grads = [
             random_tensor(*output.shape, seed=at).to(where, dtype) if arrives else None
-            for at, (output, arrives) in enumerate(zip((out, lse), reached, strict=True))
+            for at, (output, arrives) in enumerate(zip((out, total), reached, strict=True))
         ]
-        found.append([out, lse, *one.backward_op(*grads, out, lse, *rest, list(needs))])
+        # What arrives at the lse, the sum's logarithm and the largest logit.
+        grads[1] = None if grads[1] is None else grads[1] / total
+        gradients = one.backward_op(*grads, None, out, total, peak, *rest, list(needs))
+        found.append([out, total.log() + peak, *gradients])
     assert len(found[0]) == 2 + sum(needs)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.cpu().double(), other, rtol=2e-5, atol=2e-5)

@@ -22,7 +22,8 @@ def token_sets_forward(
     k,
     v,
     out,
-    lse,
+    total,
+    peak,
     lists,
     words,
     counts,
@@ -63,9 +64,11 @@ def token_sets_forward(
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Output and lse of a tile of BLOCK_M queries.
+    """Output, sum of powers and largest logit of a tile of BLOCK_M queries.
 
     Args:
+        total: float32 (B, heads, queries), written here; 1 without a bias.
+        peak: the same, -infinity where nothing is seen; the lse without a bias.
         lists: keys of the tiles, with their `words` and `counts`; see `attnkit.kernels.triton.token_sets.unions`.
         scale: factor of the logits.
         set_b: the lists of an item and head are those of the set `item * set_b + head * set_h`.
@@ -79,8 +82,8 @@ def token_sets_forward(
     v += item * v_b + head * v_h
     if bias is not None:
         bias += item * bias_b + head * bias_h
-    peak = tl.full((BLOCK_M,), -INFINITY, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    high = tl.full((BLOCK_M,), -INFINITY, tl.float32)
+    powers = tl.zeros((BLOCK_M,), tl.float32)
     mean = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     for start in range(0, count, BLOCK_N):
         key, word = listed(lists, words, start, count, BLOCK_N)
@@ -89,13 +92,17 @@ def token_sets_forward(
         seen = (word[None, :] & bits[:, None]) != 0
         logits = logits_of(products, bias, query[:, None], key[None, :], bias_n, bias_k, seen, scale)
         values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
-        weights, kept, peak, total = step(logits, peak, total, bias is not None)
+        weights, kept, high, powers = step(logits, high, powers, bias is not None)
         mean = tl.dot(weights.to(values.dtype), values, mean * kept[:, None], input_precision=PRECISION)
-    safe = tl.where(total == 0.0, 1.0, total)
+    safe = tl.where(powers == 0.0, 1.0, powers)
     put_rows(out + item * out_b + head * out_h, query, out_n, out_d, mean / safe[:, None], VALUE_WIDTH, BLOCK_V, True)
-    found = peak + tl.log2(safe) * LN2 if bias is not None else (peak + tl.log2(safe)) * LN2
-    found = tl.where(total == 0.0, -INFINITY, found)
-    tl.store(lse + (item * heads + head) * queries + query, found, mask=query >= 0)
+    if bias is None:
+        high = (high + tl.log2(safe)) * LN2
+        safe = tl.full((BLOCK_M,), 1.0, tl.float32)
+    high = tl.where(powers == 0.0, -INFINITY, high)
+    spot = (item * heads + head) * queries + query
+    tl.store(total + spot, safe, mask=query >= 0)
+    tl.store(peak + spot, high, mask=query >= 0)
 
 
 @triton.jit
@@ -126,16 +133,17 @@ def logits_of(products, bias, query, key, bias_n, bias_k, seen, scale):
 
 
 @triton.jit
-def raised(numbers, NATURAL: tl.constexpr):
-    """Powers of logits' differences, which are to base 2 or, where NATURAL, to base e."""
-    return tl.exp2(numbers * LOG2E if NATURAL else numbers)
-
-
-@triton.jit
 def step(logits, peak, total, NATURAL: tl.constexpr):
-    """A step of online softmax: weights of a tile, the share that earlier sums keep, largest logits and totals."""
+    """A step of online softmax: weights of a tile, the share that earlier sums keep, largest logits and totals.
+
+    Args:
+        NATURAL: whether logits are to base e; else to base 2.
+    """
     higher = tl.maximum(peak, tl.max(logits, 1))
     shift = tl.where(higher == -INFINITY, 0.0, higher)
-    weights = raised(logits - shift[:, None], NATURAL)
-    kept = raised(peak - shift, NATURAL)
+    weights, kept = logits - shift[:, None], peak - shift
+    if NATURAL:
+        weights *= LOG2E
+        kept *= LOG2E
+    weights, kept = tl.exp2(weights), tl.exp2(kept)
     return weights, kept, higher, total * kept + tl.sum(weights, 1)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.tiles import numbers_at, placed, put_rows, rows_at, settled
-from attnkit.kernels.triton.token_sets.forward import logits_of, raised, tile_of
+from attnkit.kernels.triton.tiles import denominators, numbers_at, placed, put_rows, rows_at, settled, weights_of
+from attnkit.kernels.triton.token_sets.forward import logits_of, tile_of
 from attnkit.kernels.triton.token_sets.unions import COUNTS, listed, row_bits
 
 
@@ -22,13 +22,13 @@ def token_sets_key_gradient(
     grad_k,
     grad_v,
     column_sums,
-    peaks,
-    shares,
     delta,
     grad_out,
     q,
     k,
     v,
+    total,
+    peak,
     lists,
     words,
     counts,
@@ -81,7 +81,9 @@ def token_sets_key_gradient(
 
     Args:
         column_sums: float32 (B, heads, keys), the sum of what the logits of a key get, written here; or None.
-        peaks: numbers of the queries, as the queries' kernel leaves them, like `shares` and `delta`.
+        delta: float32 (B, heads, queries), from the queries' kernel.
+        total: the same for the sums of powers, or None without a bias.
+        peak: the same for the largest logits; the lse without a bias.
         lists: queries of the tiles of keys, with their `words` and `counts`.
         scale: factor of the logits.
     """
@@ -93,8 +95,9 @@ def token_sets_key_gradient(
     values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
     q += item * q_b + head * q_h
     grad_out += item * grad_out_b + head * grad_out_h
-    peaks += (item * heads + head) * queries
-    shares += (item * heads + head) * queries
+    peak += (item * heads + head) * queries
+    if total is not None:
+        total += (item * heads + head) * queries
     delta += (item * heads + head) * queries
     if bias is not None:
         bias += item * bias_b + head * bias_h
@@ -107,10 +110,9 @@ def token_sets_key_gradient(
         products = tl.dot(near, tl.trans(rows), input_precision=PRECISION)
         seen = (word[None, :] & bits[:, None]) != 0
         logits = logits_of(products, bias, query[None, :], key[:, None], bias_n, bias_k, seen, scale)
-        peak = settled(numbers_at(peaks, query, 1, 0.0, True))
-        share = settled(numbers_at(shares, query, 1, 0.0, True))
+        peaks, rest = denominators(total, peak, query, True)
         average = settled(numbers_at(delta, query, 1, 0.0, True))
-        weights = raised(logits - peak[None, :], bias is not None) * share[None, :]
+        weights = weights_of(logits, settled(peaks)[None, :], settled(rest)[None, :], bias is not None)
         grads = rows_at(grad_out, query, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
         sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
         reached = tl.dot(values, tl.trans(grads), input_precision=PRECISION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -46,7 +47,8 @@ class Forward(NamedTuple):
 
     steps: list[Step]
     out: Tensor
-    lse: Tensor
+    total: Tensor
+    peak: Tensor
 
 
 class Backward(NamedTuple):
@@ -206,24 +208,26 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: SetTables, device_class:
     """
     call = _Call(q, k, v, tables, device_class)
     out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)
-    lse = q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32)
+    total, peak = (q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32) for _ in range(2))
     config = call.config("forward")
     near, steps = call.lists(config.rows, turned=False)
     arguments = {
         **call.inputs(near),
         **with_strides("out", out, "bhnd"),
-        "lse": lse,
+        "total": total,
+        "peak": peak,
         "queries_all": tables.queries_all,
     }
     launch = _launch(token_sets_forward, call, near, arguments, config)
-    return Forward([*steps, launch], out, lse)
+    return Forward([*steps, launch], out, total, peak)
 
 
 def backward_of(
     grad_out: Tensor | None,
-    grad_lse: Tensor | None,
+    grad_total: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    total: Tensor,
+    peak: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -235,12 +239,12 @@ def backward_of(
     call = _Call(q, k, v, tables, device_class)
     if grad_out is None:
         grad_out = v.new_zeros(()).expand(out.shape)
-    numbers = {
-        name: torch.empty_like(lse, memory_format=torch.contiguous_format) for name in ("peaks", "shares", "delta")
-    }
-    given = {**with_strides("grad_out", grad_out, "bhnd"), **numbers}
+    given = {**with_strides("grad_out", grad_out, "bhnd"), "peak": peak.contiguous()}
+    # Without a bias it is 1.
+    given["total"] = None if tables.bias is None else total.contiguous()
+    given["delta"] = torch.empty_like(given["peak"])
     grad_q, grad_k, grad_v = (torch.empty_like(one) for one in (q, k, v))
-    rows, columns, pairs = _bias_sums(call, lse) if needs[3] else (None, None, None)
+    rows, columns, pairs = _bias_sums(call) if needs[3] else (None, None, None)
     config = call.config("query_gradient")
     near, steps = call.lists(config.rows, turned=False)
     arguments = {
@@ -248,14 +252,13 @@ def backward_of(
         **given,
         **with_strides("out", out, "bhnd"),
         **with_strides("grad_q", grad_q, "bhnd"),
-        **with_strides("grad_lse", grad_lse, "bhn"),
-        "lse": lse.contiguous(),
+        **with_strides("grad_total", grad_total, "bhn"),
         "row_sums": rows,
         "queries_all": tables.queries_all,
     }
     steps = [*steps, _launch(token_sets_query_gradient, call, near, arguments, config)]
     if pairs is not None:
-        steps += [Cleared(pairs), *_bias_gradients(call, near, given, pairs, config)]
+        steps += [Cleared(pairs), _bias_gradient(call, near, given, pairs, config)]
     if needs[1] or needs[2] or columns is not None:
         config = call.config("key_gradient")
         seeing, more = call.lists(config.rows, turned=True)
@@ -273,14 +276,14 @@ def backward_of(
     return Backward(steps, (asked[0], asked[1], asked[2]), sums)
 
 
-def _bias_sums(call: _Call, lse: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _bias_sums(call: _Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Room for what the logits get, added up as far as one program does: of queries, of keys, or of pairs.
 
     Shaped so that it adds up to the bias's shape: (B, heads, Nq, 1), (B, heads, 1, Nk) or the bias's own.
     """
     bias = call.tables.bias
     assert bias is not None
-    made = lse.new_empty
+    made = partial(call.q.new_empty, dtype=torch.float32)
     if bias.shape[3] == 1:
         return made(call.batch, call.heads, call.queries, 1), None, None
     if bias.shape[2] == 1:
@@ -288,28 +291,22 @@ def _bias_sums(call: _Call, lse: Tensor) -> tuple[Tensor | None, Tensor | None, 
     return None, None, made(bias.shape)
 
 
-def _bias_gradients(call: _Call, near: Lists, given: dict[str, Any], grad_bias: Tensor, config: Config) -> list[Launch]:
-    """One launch for each of the items and heads that share a bias, over those that do not."""
-    items, heads = ((1, call.batch), (1, call.heads))
-    if grad_bias.shape[0] > 1:
-        items = (call.batch, 1)
-    if grad_bias.shape[1] > 1:
-        heads = (call.heads, 1)
-    launches = []
-    for first_item in range(items[1]):
-        for first_head in range(heads[1]):
-            arguments = {
-                **call.inputs(near),
-                **given,
-                **with_strides("grad_bias", grad_bias, "bh"),
-                "queries_all": call.tables.queries_all,
-                "first_item": first_item,
-                "first_head": first_head,
-                "own_heads": heads[0],
-            }
-            launch = _launch(token_sets_bias_gradient, call, near, arguments, config)
-            launches.append(replace(launch, grid=(near.tiles * items[0] * heads[0],)))
-    return launches
+def _bias_gradient(call: _Call, near: Lists, given: dict[str, Any], grad_bias: Tensor, config: Config) -> Launch:
+    items, heads = grad_bias.shape[:2]
+    arguments = {
+        **call.inputs(near),
+        **given,
+        **with_strides("grad_bias", grad_bias, "bh"),
+        "queries_all": call.tables.queries_all,
+        "own_heads": heads,
+        "shared_items": call.batch // max(items, 1),
+        "shared_heads": call.heads // heads,
+    }
+    # Beside the addresses of all that it reads for each item and head, registers have room for narrow tiles only.
+    wide = max(call.width, call.value_width) > 128
+    config = config._replace(columns=16, warps=config.warps if wide else min(config.warps, 4))
+    launch = _launch(token_sets_bias_gradient, call, near, arguments, config)
+    return replace(launch, grid=(near.tiles * items * heads,))
 
 
 def _launch(kernel: Any, call: _Call, near: Lists, arguments: dict[str, Any], config: Config) -> Launch:

@@ -12,21 +12,23 @@ from attnkit.kernels.triton.launch import laid_out_as, within_reach
 from attnkit.kernels.triton.version import INTERPRETING
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     # Imported here, because it takes half a second, and a machine without a GPU may have no Triton.
     from attnkit.kernels.triton.token_sets.launches import forward_of
 
     found = forward_of(*(within_reach(one) for one in (q, k, v)), SetTables(*rest))
     for step in found.steps:
         step.run()
-    return found.out, found.lse
+    return found.out, found.total, found.peak
 
 
 def _backward(
     grad_out: Tensor | None,
-    grad_lse: Tensor | None,
+    grad_total: Tensor | None,
+    grad_peak: None,
     out: Tensor,
-    lse: Tensor,
+    total: Tensor,
+    peak: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -38,7 +40,7 @@ def _backward(
     reached = [within_reach(one) for one in (q, k, v)]
     if grad_out is not None:
         grad_out = within_reach(grad_out)
-    found = backward_of(grad_out, grad_lse, out, lse, *reached, tables, rest[-1])
+    found = backward_of(grad_out, grad_total, out, total, peak, *reached, tables, rest[-1])
     for step in found.steps:
         step.run()
     gradients = [

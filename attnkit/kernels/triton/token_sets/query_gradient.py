@@ -1,8 +1,4 @@
-"""The gradient of the queries of token sets: the walk of the forward kernel once more, weights by online softmax too.
-
-Made anew instead of taken from the lse, weights are right where a bias is so large that its sum with the logarithm of
-the denominator has lost the latter.
-"""
+"""The gradient of the queries of token sets: the walk of the forward kernel once more, with the weights made anew."""
 
 # Kernels hand over Python's numbers as constants, and have branches that are settled when they are compiled.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
@@ -12,25 +8,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.tiles import INFINITY, numbers_at, placed, put_rows, rows_at
-from attnkit.kernels.triton.token_sets.forward import logits_of, step, tile_of
+from attnkit.kernels.triton.tiles import (
+    average_reached,
+    denominators,
+    placed,
+    put_rows,
+    rows_at,
+    weights_of,
+)
+from attnkit.kernels.triton.token_sets.forward import logits_of, tile_of
 from attnkit.kernels.triton.token_sets.unions import COUNTS, listed, row_bits
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def token_sets_query_gradient(
     grad_q,
-    peaks,
-    shares,
     delta,
     row_sums,
     grad_out,
-    grad_lse,
+    grad_total,
     q,
     k,
     v,
     out,
-    lse,
+    total,
+    peak,
     lists,
     words,
     counts,
@@ -44,9 +46,9 @@ def token_sets_query_gradient(
     grad_out_h,
     grad_out_n,
     grad_out_d,
-    grad_lse_b,
-    grad_lse_h,
-    grad_lse_n,
+    grad_total_b,
+    grad_total_h,
+    grad_total_n,
     q_b,
     q_h,
     q_n,
@@ -82,18 +84,17 @@ def token_sets_query_gradient(
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of a tile of BLOCK_M queries, and three numbers of each, which the other gradients need.
+    """Gradient of a tile of BLOCK_M queries, and their `delta`, which the other gradients need.
 
     With weights p and `reached = grad_out . v`, the logits get `p * (reached - delta)`, where `delta` is the average of
-    what is reached, which is `grad_out . out`, less what arrives at the lse.
+    what is reached, which is `grad_out . out`, less what arrives at the sum of powers.
 
     Args:
-        peaks: float32 (B, heads, queries), the largest logits, finite everywhere, written here; with them
-            `p = exp(logit - peak) * share`.
-        shares: the same, one over the sum of powers, 0 for queries that see nothing.
-        delta: the same.
+        delta: float32 (B, heads, queries), written here.
         row_sums: the same, the sum of what the logits of a query get; or None.
-        grad_lse: gradient of the lse, or None.
+        grad_total: gradient of the sum of powers, or None.
+        total: float32 (B, heads, queries) sums of powers, or None without a bias.
+        peak: the same for the largest logits; the lse without a bias.
         scale: factor of the logits.
     """
     tile, _, item, head = placed(tiles, 1, heads)
@@ -105,19 +106,19 @@ def token_sets_query_gradient(
         grad_out + item * grad_out_b + head * grad_out_h, query, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True
     )
     means = rows_at(out + item * out_b + head * out_h, query, out_n, out_d, VALUE_WIDTH, BLOCK_V, True)
-    average = tl.sum(grads.to(tl.float32) * means.to(tl.float32), 1)
-    spot = (item * heads + head) * queries + query
-    if grad_lse is not None:
-        # What arrives at -infinity goes nowhere.
-        blind = tl.load(lse + spot, mask=query >= 0, other=0.0) == -INFINITY
-        arrived = numbers_at(grad_lse + item * grad_lse_b + head * grad_lse_h, query, grad_lse_n, 0.0, True)
-        average -= tl.where(blind, 0.0, arrived)
+    first = (item * heads + head) * queries
+    peak += first
+    if total is not None:
+        total += first
+    peaks, rest = denominators(total, peak, query, True)
+    if grad_total is not None:
+        grad_total += item * grad_total_b + head * grad_total_h
+    average = average_reached(grads, means, peaks, grad_total, total, query, grad_total_n, True)
+    tl.store(delta + first + query, average, mask=query >= 0)
     k += item * k_b + head * k_h
     v += item * v_b + head * v_h
     if bias is not None:
         bias += item * bias_b + head * bias_h
-    peak = tl.full((BLOCK_M,), -INFINITY, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
     pulled = tl.zeros((BLOCK_M,), tl.float32)
     grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start in range(0, count, BLOCK_N):
@@ -127,17 +128,12 @@ def token_sets_query_gradient(
         seen = (word[None, :] & bits[:, None]) != 0
         logits = logits_of(products, bias, query[:, None], key[None, :], bias_n, bias_k, seen, scale)
         values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
-        weights, kept, peak, total = step(logits, peak, total, bias is not None)
+        weights = weights_of(logits, peaks[:, None], rest[:, None], bias is not None)
         reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         pull = weights * (reached - average[:, None])
         if row_sums is not None:
-            pulled = pulled * kept + tl.sum(pull, 1)
-        grad = tl.dot(pull.to(near.dtype), near, grad * kept[:, None], input_precision=PRECISION)
-    share = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
-    tl.store(peaks + spot, tl.where(total == 0.0, 0.0, peak), mask=query >= 0)
-    tl.store(shares + spot, share, mask=query >= 0)
-    tl.store(delta + spot, average, mask=query >= 0)
+            pulled += tl.sum(pull, 1)
+        grad = tl.dot(pull.to(near.dtype), near, grad, input_precision=PRECISION)
     if row_sums is not None:
-        tl.store(row_sums + spot, pulled * share, mask=query >= 0)
-    grad *= (share * scale)[:, None]
-    put_rows(grad_q + item * grad_q_b + head * grad_q_h, query, grad_q_n, grad_q_d, grad, WIDTH, BLOCK_D, True)
+        tl.store(row_sums + first + query, pulled, mask=query >= 0)
+    put_rows(grad_q + item * grad_q_b + head * grad_q_h, query, grad_q_n, grad_q_d, grad * scale, WIDTH, BLOCK_D, True)

@@ -102,13 +102,13 @@ def launches(line: Line) -> list[Launch]:
     if line.odd:
         table = made(BATCH, HEADS, TOKENS, SLOTS, dtype=torch.int32)
     key_mask = made(BATCH, 1, tokens, dtype=torch.bool) if line.odd else None
-    grad_lse = made(BATCH, HEADS, tokens) if line.odd else None
+    grad_total = made(BATCH, HEADS, tokens) if line.odd else None
     bias = made(1, HEADS, tokens, tokens, dtype=torch.float32 if line.odd else dtype) if line.bias else None
     tables = SetTables(table, key_mask, bias, prefix, prefix, 0.125)
     with multiplying(line.numbers):
         first = forward_of(q, k, v, tables, line.device_class)
         grad, needs = torch.empty_like(first.out), [True, True, True, line.bias]
-        given: tuple[Tensor | None, ...] = (grad, grad_lse, first.out, first.lse, q, k, v)
+        given: tuple[Tensor | None, ...] = (grad, grad_total, first.out, first.total, first.peak, q, k, v)
         steps = first.steps
         if line.direction != "forward":
             steps = backward_of(*given, tables, needs, line.device_class).steps  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def fingerprint() -> str:
 
 
 def _once(found: Iterator[Launch]) -> Iterator[Launch]:
-    """Launches of the same code once: lists are made in several, and a bias is added to in one for each item."""
+    """Launches of the same code once: lists are made in several."""
     met = set()
     for one in found:
         code = (_name(one), *one.constants.items())

@@ -18,8 +18,8 @@ import triton.language as tl
 # Arguments of kernels that change with the image and the batch and on which no load of several numbers at once depends.
 COUNTS = (
     *("heads", "tiles", "queries", "keys", "queries_all", "keys_all", "rows", "slots", "first", "set_heads", "set_b"),
-    *("set_h", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "grad_lse_b"),
-    *("grad_lse_h", "first_item", "first_head", "own_heads"),
+    *("set_h", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "grad_total_b"),
+    *("grad_total_h", "own_heads", "shared_items", "shared_heads"),
 )
 
 
@@ -56,10 +56,10 @@ def token_set_marks(
     marks += number * rows * keys
     one = tl.full((BLOCK_M, BLOCK_N), 1, tl.uint8)
     for start in range(0, slots, BLOCK_N):
-        slot = start + tl.arange(0, BLOCK_N)
+        slot = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
         inside = (row < rows)[:, None] & (slot < slots)[None, :]
         key = tl.load(index + row[:, None] * index_n + slot[None, :] * index_k, mask=inside, other=-1)
-        tl.store(marks + row[:, None] * keys + key, one, mask=key >= 0)
+        tl.store(marks + row[:, None] * keys + key, one, mask=(key >= 0) & (key < keys))
 
 
 @triton.jit(do_not_specialize=COUNTS)

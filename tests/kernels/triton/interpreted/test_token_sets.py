@@ -65,6 +65,39 @@ def test_a_large_bias_hides_no_gradient(size):
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gradients_in_half_precision_have_the_room_of_weights(with_bias):
+    """Before they are multiplied with keys, the logits' gradients are as large as weights make them, not their sums."""
+    tokens = 64
+    q, k, v, bias = (random_tensor(1, 1, tokens, width, seed=width) for width in (16, 17, 18, tokens))
+    given = [(0.1 * q).half(), (0.1 * k[..., :16]).half(), v[..., :16].half(), (0.1 * bias).half()]
+    grad = 8000 * random_tensor(1, 1, tokens, 16, seed=9)
+    found = []
+    for dtype, backend in ((torch.float16, "triton"), (torch.float64, "reference")):
+        leaves = [one.detach().to(dtype).requires_grad_() for one in given[: 4 if with_bias else 3]]
+        layout = cases.TokenMask(torch.ones(tokens, tokens, dtype=torch.bool))
+        out = attend(*leaves[:3], layout, bias=leaves[3] if with_bias else None, backend=backend)
+        found.append(torch.autograd.grad(out, leaves, grad.to(dtype)))
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one.double(), other, rtol=0.02, atol=0.01 * float(other.abs().max()))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_an_entry_behind_the_last_key_is_nobodys():
+    """Nothing on a GPU looks at lists before they are used; such an entry must not become the next query's."""
+    keys = 5
+    index = torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2], [3, 4]])
+    spoiled = index.clone()
+    spoiled[3, 1], spoiled[4, 1] = keys + 2, 40 * keys
+    index[3, 1], index[4, 1] = -1, -1
+    q, k, v = random_qkv((5, keys), batch=1, heads=1, head_dim=16, dtype=torch.float32)
+    found = [PAIR.op(q, k, v, one[None, None], None, None, 0, 0, 0.25) for one in (index, spoiled)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("small_tiles")
 def test_a_bias_of_minus_infinity_hides_keys_and_queries():
     layout = cases.lists(1, 1)
     given = list(random_qkv((cases.QUERIES, cases.KEYS), batch=1, heads=1, head_dim=16, dtype=torch.float32))
