@@ -114,7 +114,7 @@ class Call:
 
     def varying(self) -> dict[str, bool]:
         tables = (("BIAS_VARIES", self.windows.bias), ("GAIN_VARIES", self.windows.gain))
-        return {name: table is not None and table[0, 0, 0].numel() > 1 for name, table in tables}
+        return {name: table is not None and math.prod(table.shape[3:]) > 1 for name, table in tables}
 
     def widths(self) -> dict[str, int]:
         return {

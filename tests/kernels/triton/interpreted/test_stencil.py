@@ -54,6 +54,16 @@ def test_no_items(learned):
     assert k.grad is not None and k.grad.shape == k.shape
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_no_items_with_tables_of_their_own(learned):
+    q, k, v = (one[:0].float().requires_grad_() for one in random_qkv((17, 17), head_dim=1))
+    q = q[:, :, :1].expand(-1, -1, 17, -1) if learned else q
+    bias = torch.zeros(0, 1, 1, 1, requires_grad=True)
+    attend(q, k, v, Stencil(Grid(4, 4, prefix=1), 3), bias=bias, backend="triton").sum().backward()
+    assert k.grad is not None and k.grad.shape == k.shape
+    assert bias.grad is not None and bias.grad.shape == bias.shape
+
+
 def test_the_operators_of_the_cpu_stay_their_own():
     assert PAIR.op is not STENCIL.op
     given = random_qkv((16, 16), dtype=torch.float64)
