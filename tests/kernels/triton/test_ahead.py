@@ -42,6 +42,10 @@ LINES = [
     Line("sm_80", "query_gradient", "bfloat16", 64, 256, "ragged", False),
     Line("sm_80", "query_gradient", "tf32", 64, 256, "prefix", False),
     Line("sm_80", "key_gradient", "tf32", 64, 256, "whole", False),
+    # Products that are made a few channels at a time.
+    Line("sm_80", "query_gradient", "float32", 64, 256, "prefix", True),
+    Line("sm_90", "query_gradient", "float32", 64, 64, "ragged", True),
+    Line("sm_80", "key_gradient", "tf32", 64, 256, "ragged", True),
     Line("sm_90", "forward", "tf32", 64, 32, "prefix", False),
     Line("sm_80", "forward", "float32", 64, 32, "prefix", False),
     Line("sm_80", "window_gradient", "float32", 16, 16, "ragged", True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from attnkit.kernels.triton.blocks.configs import (
     PATH,
     REGION_SIZES,
     Config,
+    Stepping,
     configuration,
+    depth,
     put,
     spot_of,
     tile_of,
@@ -24,6 +27,7 @@ from attnkit.kernels.triton.blocks.configs import (
 )
 from attnkit.kernels.triton.devices import DEVICE_CLASSES, device_class
 
+BIASED = (False, True)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -58,6 +62,20 @@ def test_the_table_has_known_names_only():
                 len(widths) for bits in directions.values() for sizes in bits.values() for widths in sizes.values()
             ]
             assert counted == [len(HEAD_DIMS)] * len(DIRECTIONS) * len(NUMBERS) * len(REGION_SIZES)
+
+
+@pytest.mark.parametrize("device", DEVICE_CLASSES)
+@pytest.mark.parametrize("kernel", get_args(Stepping))
+def test_products_over_channels_are_made_in_steps_where_registers_would_run_out(kernel, device):
+    exact = {(width, bias): depth(kernel, width, torch.float32, device, bias) for width in HEAD_DIMS for bias in BIASED}
+    wide = {"query_gradient": 256, "bias_gradient": 64, "key_gradient": 512}[kernel]
+    nvidia = device != "gfx942"
+    assert exact == {(width, bias): 32 if nvidia and width >= wide else None for width, bias in exact}
+    assert depth(kernel, 129, torch.float32, device) == exact[256, False]
+    rounded = {key: depth(kernel, key[0], torch.float32, device, key[1], True) for key in exact}
+    small = (kernel, device) == ("key_gradient", "sm_80")
+    assert rounded == {key: 128 if small and key == (256, True) else None for key in exact}
+    assert {depth(kernel, width, torch.bfloat16, device, bias) for width, bias in exact} == {None}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "query_gradient", "key_gradient"
 REGION_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 NUMBERS = ("16 bit", "32 bit", "tf32", "16 bit and bias", "32 bit and bias", "tf32 and bias")
+# The kernels that can make products over channels a few channels at a time, and from which width on they do so on
+# NVIDIA's GPUs where products of float32 are exact.
+Stepping: TypeAlias = Literal["query_gradient", "bias_gradient", "key_gradient"]
+STEPS_FROM: dict[Stepping, int] = {"query_gradient": 256, "bias_gradient": 64}
 # Direction, one of `NUMBERS`, region size and head dim, as the table names them.
 Spot: TypeAlias = "tuple[Direction, str, str, str]"
 # Tokens of a window, and widths, up to which one program makes all its gradients without running out of registers, by
@@ -76,6 +80,32 @@ def configuration(
     """
     spot = spot_of(direction, region_size, head_dim, dtype, bias, tf32)
     return Config(*_TABLE.line(device_class, spot))
+
+
+def depth(
+    kernel: Stepping, head_dim: int, dtype: torch.dtype, device_class: str, bias: bool = False, tf32: bool = False
+) -> int | None:
+    """How many channels a kernel multiplies at a time in its products over channels; None for all of them.
+
+    NVIDIA's tensor cores do not make exact products of float32. Threads do, which hold whole rows of both sides where
+    all channels are multiplied at once: more than there are registers for. In TF32 the gradients of the widest keys
+    beside a bias run out of them too, where they are kept to the shared memory of small GPUs.
+
+    Args:
+        kernel: one of those that can.
+        head_dim: the wider of the widths of keys and values, 1..256.
+        dtype: dtype of q, k and v, of 16 or 32 bits.
+        device_class: as `attnkit.kernels.triton.devices.device_class` gives it.
+        bias: whether the logits get a bias.
+        tf32: whether products of float32 numbers are rounded to TF32.
+    """
+    width = padded_dim(head_dim)
+    if device_class == "gfx942" or dtype.itemsize != 4:
+        return None
+    if tf32:
+        crowded = kernel == "key_gradient" and bias and device_class == "sm_80"
+        return 128 if crowded and width == HEAD_DIMS[-1] else None
+    return 32 if width >= STEPS_FROM.get(kernel, HEAD_DIMS[-1] + 1) else None
 
 
 def spot_of(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from attnkit.kernels.triton.blocks.products import over_channels
 from attnkit.kernels.triton.tiles import (
     COUNTS,
     LOG2E,
@@ -103,6 +104,7 @@ def blocks_key_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    DEPTH: tl.constexpr,
     GAPS: tl.constexpr,
     DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -121,6 +123,7 @@ def blocks_key_gradient(
         pieces: numbers of pieces of a table, which is how many programs there are for a tile, item and head.
         parts: pieces that `part_k` has room for.
         share: entries of a piece at least, where a block has several.
+        DEPTH: channels that are multiplied at a time, or None, see `over_channels`.
         GAPS: whether a tile of keys may have slots that are empty or hidden.
         DIRECT: whether every tile of BLOCK_M queries falls into one block, without empty slots.
     """
@@ -149,8 +152,11 @@ def blocks_key_gradient(
     if key_mask is not None:
         shown = tl.load(key_mask + item * key_mask_b + head * key_mask_h + key, mask=key >= 0, other=0)
         seen = tl.where(shown != 0, key, -1)
-    near = rows_at(k + item * k_b + head * k_h, seen, k_n, k_d, WIDTH, BLOCK_D, GAPS)
-    values = rows_at(v + item * v_b + head * v_h, seen, v_n, v_d, VALUE_WIDTH, BLOCK_V, GAPS)
+    k = k + item * k_b + head * k_h
+    near = rows_at(k, seen, k_n, k_d, WIDTH, BLOCK_D, GAPS)
+    v = v + item * v_b + head * v_h
+    values = rows_at(v, seen, v_n, v_d, VALUE_WIDTH, BLOCK_V, GAPS)
+    held_k, held_v = (near, k, seen, k_n, k_d), (values, v, seen, v_n, v_d)
     q += item * q_b + head * q_h
     # These begin with the first query outside the prefix.
     grad_out += item * grad_out_b + head * grad_out_h
@@ -176,7 +182,7 @@ def blocks_key_gradient(
             query = tl.load(query_token + at // topk * query_slots + row)
             spot = query - prefix
             rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, False)
-            logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * unit
+            logits = over_channels(held_k, (rows, q, query, q_n, q_d), WIDTH, DEPTH, GAPS, False, PRECISION) * unit
             if bias is not None:
                 added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + at % topk * key_slots + slot) * bias_c
@@ -184,7 +190,10 @@ def blocks_key_gradient(
             weights = _weights(logits, total, peak, spot, BIASED, False)
             average = numbers_at(delta, spot, 1, 0.0, False)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, False)
-            sum_k, sum_v = _gathered(weights, average, rows, grads, values, sum_k, sum_v, PRECISION)
+            given = (grads, grad_out, spot, grad_out_n, grad_out_d)
+            sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
+            reached = over_channels(held_v, given, VALUE_WIDTH, DEPTH, GAPS, False, PRECISION)
+            sum_k = _pulled(weights, reached, average, rows, sum_k, PRECISION)
     else:
         listed = (end - begin) * query_slots
         told = tl.full((BLOCK_M,), -1, tl.int64)
@@ -198,7 +207,7 @@ def blocks_key_gradient(
             query = tl.load(query_token + at // topk * query_slots + row, mask=line < listed, other=-1)
             spot = query - prefix
             rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, True)
-            logits = tl.dot(near, tl.trans(rows), input_precision=PRECISION) * unit
+            logits = over_channels(held_k, (rows, q, query, q_n, q_d), WIDTH, DEPTH, GAPS, True, PRECISION) * unit
             if bias is not None:
                 added = bias + (at // topk).to(tl.int64) * bias_r + row * bias_t
                 column = (prefix + slot) * bias_c
@@ -206,7 +215,10 @@ def blocks_key_gradient(
             weights = _weights(logits, total, peak, spot, BIASED, True)
             average = numbers_at(delta, spot, 1, 0.0, True)
             grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
-            sum_k, sum_v = _gathered(weights, average, rows, grads, values, sum_k, sum_v, PRECISION)
+            given = (grads, grad_out, spot, grad_out_n, grad_out_d)
+            sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
+            reached = over_channels(held_v, given, VALUE_WIDTH, DEPTH, GAPS, True, PRECISION)
+            sum_k = _pulled(weights, reached, average, rows, sum_k, PRECISION)
             told = tl.maximum(told, query)
         # Keys of which only empty slots could tell may be NaN.
         sum_k = tl.where(tl.max(told, 0) >= 0, sum_k, 0.0)
@@ -293,10 +305,7 @@ def _weights(logits, total, peak, spot, BIASED: tl.constexpr, GAPS: tl.constexpr
 
 
 @triton.jit
-def _gathered(weights, average, rows, grads, values, sum_k, sum_v, PRECISION: tl.constexpr):
-    """The gradients of keys (not yet scaled) and values, with a tile of queries more; weights are keys by queries."""
-    sum_v = tl.dot(weights.to(grads.dtype), grads, sum_v, input_precision=PRECISION)
-    reached = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+def _pulled(weights, reached, average, rows, sum_k, PRECISION: tl.constexpr):
+    """The gradient of keys, not yet scaled, with a tile of queries more; weights are keys by queries."""
     pull = weights * (reached - settled(average)[None, :])
-    sum_k = tl.dot(pull.to(rows.dtype), rows, sum_k, input_precision=PRECISION)
-    return sum_k, sum_v
+    return tl.dot(pull.to(rows.dtype), rows, sum_k, input_precision=PRECISION)

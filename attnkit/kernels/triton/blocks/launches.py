@@ -167,6 +167,7 @@ def _window_gradients(
 
 def _query_gradient(call: Call, given: dict[str, Any], grad_total: Tensor | None, grad_q: Tensor) -> Launch:
     constants, config = call.walk("query_gradient")
+    constants["DEPTH"] = call.depth("query_gradient")
     arguments = {
         **call.inputs(),
         **call.cuts(),
@@ -231,6 +232,7 @@ def _key_gradients(call: Call, given: dict[str, Any], grad_k: Tensor, grad_v: Te
         "BLOCK_M": columns,
         "GAPS": tables.padded[1] or call.key_slots % rows > 0 or call.key_mask is not None,
         "DIRECT": not (tables.padded[0] or call.query_slots % columns),
+        "DEPTH": call.depth("key_gradient"),
         "PRECISION": call.precision,
     }
     grid = (call.programs(call.key_slots, rows, own["pieces"]),)
@@ -273,6 +275,7 @@ def _bias_gradient(call: Call, given: dict[str, Any]) -> tuple[Launch, Tensor]:
         del constants[name]
     config = config._replace(columns=min(config.columns, LISTED))
     constants["BLOCK_N"] = config.columns
+    constants["DEPTH"] = call.depth("bias_gradient")
     items, heads, blocks = bias.shape[:3]
     parts = items * heads * blocks
     shared_heads, shared_blocks = call.heads // heads, call.query_blocks // blocks

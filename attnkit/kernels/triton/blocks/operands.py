@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnkit.kernels.ops.blocks import BlockTables
 from attnkit.kernels.triton.blocks import configs
-from attnkit.kernels.triton.blocks.configs import Config, Direction, padded_dim
+from attnkit.kernels.triton.blocks.configs import Config, Direction, Stepping, padded_dim
 from attnkit.kernels.triton.devices import device_class as device_class_of
 from attnkit.kernels.triton.launch import precision, with_strides
 
@@ -58,6 +58,11 @@ class Call:
             "BLOCK_D": padded_dim(self.width),
             "BLOCK_V": padded_dim(self.value_width),
         }
+
+    def depth(self, kernel: Stepping) -> int | None:
+        """The constant DEPTH of a kernel."""
+        width, biased = max(self.width, self.value_width), self.tables.bias is not None
+        return configs.depth(kernel, width, self.q.dtype, self.device_class, biased, self.precision == "tf32")
 
     def inputs(self) -> dict[str, Any]:
         """What every kernel takes but the sums'."""

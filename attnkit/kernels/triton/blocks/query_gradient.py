@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from attnkit.kernels.triton.blocks.products import over_channels
 from attnkit.kernels.triton.tiles import (
     COUNTS,
     INFINITY,
@@ -96,6 +97,7 @@ def blocks_query_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    DEPTH: tl.constexpr,
     GAPS: tl.constexpr,
     DIRECT: tl.constexpr,
     PREFIX: tl.constexpr,
@@ -114,6 +116,7 @@ def blocks_query_gradient(
         scale: factor of the logits.
         queries: queries outside the prefix, which `grad_out`, `out` and `lse` begin with.
         topk: blocks of keys a block of queries sees, entries of -1 among them; 1 without an index.
+        DEPTH: channels that are multiplied at a time, or None, see `over_channels`.
         GAPS: whether a tile of queries may have empty slots.
         DIRECT: whether every tile of BLOCK_N keys falls into one block, without empty slots or a mask.
         PREFIX: whether there is a prefix.
@@ -122,10 +125,11 @@ def blocks_query_gradient(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query = tokens_of(query_token + item * query_token_b + head * query_token_h, block, row, query_slots, GAPS)
     spot = query - prefix
-    rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, GAPS)
-    grads = rows_at(
-        grad_out + item * grad_out_b + head * grad_out_h, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, GAPS
-    )
+    q = q + item * q_b + head * q_h
+    rows = rows_at(q, query, q_n, q_d, WIDTH, BLOCK_D, GAPS)
+    grad_out = grad_out + item * grad_out_b + head * grad_out_h
+    grads = rows_at(grad_out, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, GAPS)
+    asked, given = (rows, q, query, q_n, q_d), (grads, grad_out, spot, grad_out_n, grad_out_d)
     means = rows_at(out + item * out_b + head * out_h, spot, out_n, out_d, VALUE_WIDTH, BLOCK_V, GAPS)
     peak += (item * heads + head) * queries
     if total is not None:
@@ -164,15 +168,18 @@ def blocks_query_gradient(
             key = listed_tokens(column, listed, block, index, key_token, key_mask, prefix, key_slots)
             met = tl.maximum(met, key)
             near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, True)
-            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * unit
+            logits = over_channels(asked, (near, k, key, k_n, k_d), WIDTH, DEPTH, GAPS, True, PRECISION) * unit
             if bias is not None:
                 logits += bias_at(bias, row * bias_t, column * bias_c, query, key, True)
             logits += penalty(key)
             values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
             weights = weights_of(logits, peaks[:, None], rest[:, None], BIASED)
-            grad = _pulled(weights, average, grads, near, values, grad, PRECISION)
+            taken = (values, v, key, v_n, v_d)
+            reached = over_channels(given, taken, VALUE_WIDTH, DEPTH, GAPS, True, PRECISION)
+            grad = _pulled(weights, reached, average, near, grad, PRECISION)
         highest = tl.max(met, 0)
     if DIRECT:
+        SOME_MISS: tl.constexpr = index is not None
         for visit in range(topk * (key_slots // BLOCK_N)):
             place = visit * BLOCK_N // key_slots
             column = visit * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -187,14 +194,16 @@ def blocks_query_gradient(
             else:
                 key = tl.load(key_token + block * key_slots + slot)
                 unseen = 0.0
-            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, index is not None)
-            logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * unit
+            near = rows_at(k, key, k_n, k_d, WIDTH, BLOCK_D, SOME_MISS)
+            logits = over_channels(asked, (near, k, key, k_n, k_d), WIDTH, DEPTH, GAPS, SOME_MISS, PRECISION) * unit
             if bias is not None:
-                SOME_GAPS: tl.constexpr = GAPS or index is not None
+                SOME_GAPS: tl.constexpr = GAPS or SOME_MISS
                 logits += bias_at(bias, row * bias_t, (prefix + column) * bias_c, query, key, SOME_GAPS)
-            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, index is not None)
+            values = rows_at(v, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, SOME_MISS)
             weights = weights_of(logits, (peaks + unseen)[:, None], rest[:, None], BIASED)
-            grad = _pulled(weights, average, grads, near, values, grad, PRECISION)
+            taken = (values, v, key, v_n, v_d)
+            reached = over_channels(given, taken, VALUE_WIDTH, DEPTH, GAPS, SOME_MISS, PRECISION)
+            grad = _pulled(weights, reached, average, near, grad, PRECISION)
     if index is not None or not DIRECT:
         # Queries that see nothing may be NaN.
         grad = tl.where(highest >= 0, grad, 0.0)
@@ -202,8 +211,7 @@ def blocks_query_gradient(
 
 
 @triton.jit
-def _pulled(weights, average, grads, near, values, grad, PRECISION: tl.constexpr):
+def _pulled(weights, reached, average, near, grad, PRECISION: tl.constexpr):
     """The queries' gradient before it is scaled, with a tile of keys more."""
-    reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
     pull = weights * (reached - average[:, None])
     return tl.dot(pull.to(near.dtype), near, grad, input_precision=PRECISION)

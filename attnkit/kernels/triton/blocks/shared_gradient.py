@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from attnkit.kernels.triton.blocks.products import over_channels
 from attnkit.kernels.triton.tiles import (
     COUNTS,
     LOG2E,
@@ -202,6 +203,7 @@ def blocks_bias_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What a share of the blocks that share a part of the bias gives to a tile (BLOCK_M, BLOCK_N) of it.
@@ -215,6 +217,7 @@ def blocks_bias_gradient(
         shared: blocks of all heads and items that share a part of the bias.
         share: how many of them belong to a program.
         rows_of_bias: number of its parts: items * heads * blocks.
+        DEPTH: channels that are multiplied at a time, or None, see `over_channels`.
     """
     listed = prefix + topk * key_slots
     across = tl.cdiv(listed, BLOCK_N)
@@ -240,19 +243,24 @@ def blocks_bias_gradient(
         keys = key_token + item * key_token_b + head * key_token_h
         key = listed_tokens(column, listed, block, own, keys, hidden, prefix, key_slots)
         spot = query - prefix
-        rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
-        near = rows_at(k + item * k_b + head * k_h, key, k_n, k_d, WIDTH, BLOCK_D, True)
-        logits = tl.dot(rows, tl.trans(near), input_precision=PRECISION) * scale
+        q_own = q + item * q_b + head * q_h
+        rows = rows_at(q_own, query, q_n, q_d, WIDTH, BLOCK_D, True)
+        k_own = k + item * k_b + head * k_h
+        near = rows_at(k_own, key, k_n, k_d, WIDTH, BLOCK_D, True)
+        asked, seen = (rows, q_own, query, q_n, q_d), (near, k_own, key, k_n, k_d)
+        logits = over_channels(asked, seen, WIDTH, DEPTH, True, True, PRECISION) * scale
         added = bias + item * bias_b + head * bias_h + block * bias_r
         hidden = penalty(key)
         logits += bias_at(added, row * bias_t, column * bias_c, query, key, True) + hidden
         first = (item * heads + head) * queries
         peaks, rest = denominators(total + first, peak + first, spot, True)
         average = numbers_at(delta + first, spot, 1, 0.0, True)
-        theirs = grad_out + item * grad_out_b + head * grad_out_h
-        grads = rows_at(theirs, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
-        values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
-        reached = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        grad_own = grad_out + item * grad_out_b + head * grad_out_h
+        grads = rows_at(grad_own, spot, grad_out_n, grad_out_d, VALUE_WIDTH, BLOCK_V, True)
+        v_own = v + item * v_b + head * v_h
+        values = rows_at(v_own, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)
+        given, taken = (grads, grad_own, spot, grad_out_n, grad_out_d), (values, v_own, key, v_n, v_d)
+        reached = over_channels(given, taken, VALUE_WIDTH, DEPTH, True, True, PRECISION)
         weights = weights_of(logits, peaks[:, None], rest[:, None], True)
         pull = weights * (reached - average[:, None])
         # Keys of which only an empty slot could tell, and queries that see nothing, may be NaN.

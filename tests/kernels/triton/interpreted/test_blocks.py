@@ -30,12 +30,23 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(configs, "configuration", lambda *_: Config(16, 16, 1, 1))
 
 
+@pytest.fixture
+def few_channels(monkeypatch):
+    monkeypatch.setattr(configs, "depth", lambda *_: 16)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_as_the_oracle(name, request):
     case = CASES[name]
     if not case.tiles:
         request.getfixturevalue("small_tiles")
     check(case, "cpu")
+
+
+@pytest.mark.usefixtures("small_tiles", "few_channels")
+@pytest.mark.parametrize("name", block_cases.STEPPED)
+def test_as_the_oracle_a_few_channels_at_a_time(name):
+    check(CASES[name], "cpu")
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -67,6 +78,15 @@ def test_chosen_by_name_only():
 )
 def test_what_nobody_sees_matters_to_nobody(name, poison, with_bias):
     block_cases.check_poisoned(block_cases.POISONED[name](), poison, with_bias, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+@pytest.mark.usefixtures("small_tiles", "few_channels")
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("name", block_cases.POISONED)
+def test_what_nobody_sees_matters_to_nobody_a_few_channels_at_a_time(name, with_bias):
+    block_cases.check_poisoned(block_cases.POISONED[name](), torch.nan, with_bias, "cpu")
 
 
 # Weights of empty slots, which are masked afterwards, of which NumPy warns.
