@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sparsify test crosses laws mutants recipes fuzz bench results lint types contracts docs check format clean
+.PHONY: help demo sparsify test crosses laws mutants recipes fuzz bench results kernels lint types contracts docs check format clean
 
 help:
 	@echo 'make demo       train a Vision Big Bird and a dense ViT on handwritten digits (runs/demo)'

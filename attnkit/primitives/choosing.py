@@ -1,4 +1,4 @@
-"""Choosing keys by scores of low rank, for some queries at a time: scores of all pairs are never held at once.
+"""Choosing keys by scores of low rank, for some queries at a time, so that memory for scores has a bound.
 
 Beside what is returned (a byte a pair, or four a number of a list), a choice holds what belongs to the scores made at
 one time, however many items and heads there are: on the CPU `SCORES` of them, elsewhere `MANY`, or one query's if those

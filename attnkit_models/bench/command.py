@@ -20,7 +20,8 @@ def bench(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[headline|sweeps|models|gpu|all]", help="With --tune a family of kernels, such as stencil, or all."
+            metavar="[headline|sweeps|models|gpu|all]",
+            help="What to measure (default: headline). With --tune a family of kernels, such as stencil, or all.",
         ),
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these cases, such as 'regions/*'.")] = None,
@@ -146,7 +147,9 @@ def _print_reports(folder: Path) -> None:
     tables = {"models": report.models_table, records.KIND: records.table}
     found = sorted(folder.glob("*.json"))
     if not found:
-        raise ConfigError(f"there are no results in {folder}; run `attnkit bench` first or pass --out FOLDER")
+        raise ConfigError(
+            f"there are no results in {folder}; run `attnkit bench` (or with --tune) first, or pass --out FOLDER"
+        )
     for path in found:
         one = results.read(path)
         typer.echo(f"{path.name}\n{report.about(one)}\n")

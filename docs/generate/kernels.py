@@ -2,8 +2,8 @@
 
 Run it from the repository root, on Linux with Triton and without TRITON_INTERPRET: python docs/generate/kernels.py
 
-It compiles some two thousand kernels of blocks, at about a second of a core each; `--processes 8` takes eight. What was
-compiled from the same kernels and the same table is kept, so that it goes on after an interruption, and so does
+It compiles more than three thousand kernels, at one to ten seconds of a core each; `--processes 8` takes eight. What
+was compiled from the same kernels and the same table is kept, so that it goes on after an interruption, and so does
 Triton's own cache. It fails where something spills, passes the shared memory there is, or does without tensor cores.
 """
 
@@ -37,6 +37,8 @@ DEVICES = {
 }
 # Of a line that was not compiled, and between those that the table does not have.
 MISSING, NOTHING = "not compiled", ""
+# What `--only` is told where the page is to be written anew and nothing compiled.
+NO_LINE = "none"
 # By the name of a line: its cut, registers, bytes aside, shared memory, instructions, and what is wrong.
 Rows = dict[str, list[Any]]
 
@@ -88,7 +90,7 @@ def _words(line: Any) -> str:
 
 def renew(patterns: Sequence[str], processes: int) -> None:
     """Compiles what is missing of the lines whose names match a pattern, and writes the families' files."""
-    found, todo = {}, []
+    found, todo, matched = {}, [], 0
     for family, sweep in families().items():
         head = {"fingerprint": sweep.fingerprint(), "triton": importlib.metadata.version("triton")}
         before = stored(family)
@@ -96,9 +98,13 @@ def renew(patterns: Sequence[str], processes: int) -> None:
         found[family] = {**head, "lines": known}
         for name, lines in named(sweep).items():
             # What was wrong is tried again.
+            if not any(fnmatch.fnmatchcase(f"{family}/{name}", one) for one in patterns):
+                continue
+            matched += 1
             if name not in known or known[name][-1]:
-                whole = f"{family}/{name}"
-                todo += [(family, name, lines)] if any(fnmatch.fnmatchcase(whole, one) for one in patterns) else []
+                todo.append((family, name, lines))
+    if not matched and list(patterns) != [NO_LINE]:
+        sys.exit(f"no line matches {' or '.join(patterns)}; they are named like blocks/sm_90/forward/bfloat16/32/64")
     # New processes, for the compilers inside Triton do not take a fork.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for number, (family, name, row) in enumerate(pool.imap_unordered(needed, todo), 1):
@@ -177,7 +183,9 @@ def text() -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--only", action="append", help="lines whose names match, such as 'blocks/sm_90/*/bfloat16/*'")
+    parser.add_argument(
+        "--only", action="append", help="lines whose names match, such as 'blocks/sm_90/*/bfloat16/*'; none"
+    )
     given = parser.parse_args()
     renew(given.only or ["*"], given.processes)
     PAGE.write_text(text(), encoding="utf-8")

@@ -132,7 +132,9 @@ def fingerprint_of(folder: Path, table: Path) -> str:
         table: its configurations.
     """
     digest = hashlib.sha256(table.read_bytes())
+    # How a kernel is started, and what kernels of several families call.
     shared = [path for path in FOLDER.glob("*.py") if "\n@triton.jit" in path.read_text(encoding="utf-8")]
+    shared.append(FOLDER / "launch.py")
     for path in sorted([*folder.glob("*.py"), *shared]):
         # What compiles kernels, and what registers the operator, starts none.
         if path.name not in ("sweep.py", "op.py"):

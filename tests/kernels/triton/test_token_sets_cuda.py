@@ -63,8 +63,12 @@ def large(dtype=torch.bfloat16, tokens=784):
     return layout, [one.to("cuda", dtype) for one in given]
 
 
-def test_the_same_bits_twice():
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_same_bits_twice(biased):
+    """Also of a bias that all items and heads share, whose gradient a program adds up item after item."""
     layout, given = large()
+    if biased:
+        given.append(torch.randn(1, 1, 784, 784, device="cuda"))
     first, second = (answers_of_output(layout, given, "triton") for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 

@@ -132,10 +132,10 @@ MUTANTS = [
     ),
     Mutant(
         "pairs_in_rows_of_queries",
-        "A bias is read as if its rows were as long as there are queries.",
+        "A bias is read as if its rows were a key shorter.",
         "attnkit.kernels.call:AttendCall.pairs_at",
         "queries.clamp(min=0) * columns",
-        "queries.clamp(min=0) * rows",
+        "queries.clamp(min=0) * (columns - 1)",
         (gather("stencil"),),
         ("equals_dense",),
         100,

@@ -31,8 +31,6 @@ KERNELS = (7, 15)
 # The widths that head dims are padded to.
 HEAD_DIMS = (16, 32, 64, 128, 256)
 NUMBERS = ("16 bit", "32 bit", "tf32", "16 bit and tables", "32 bit and tables", "tf32 and tables")
-# Those of learned queries, whose kernels read a table's number once for all queries and have no products of matrices.
-LEARNED_NUMBERS = NUMBERS[:2]
 # Direction, one of `NUMBERS`, window size and head dim, as the table names them.
 Spot: TypeAlias = "tuple[Direction, str, str, str]"
 PATH = Path(__file__).with_name("configs.json")
