@@ -48,6 +48,14 @@ def test_the_page_shows_what_tiles_visit(counted, page, tokens, keep):
     assert f"| {tokens} | {' | '.join([percent(keep), *shares])} |" in page
 
 
+def test_the_page_shows_what_the_order_of_leading_basis_rows_would_leave(counted, page):
+    found = {
+        tokens: [percent(counted[tokens, "trained", keep, "leading basis row"]) for keep in KEEP] for tokens in TOKENS
+    }
+    told = [f"{one[0]}, {one[1]} and {one[2]} at {tokens}" for tokens, one in found.items()]
+    assert " tokens and ".join(told) in " ".join(page)
+
+
 def test_the_page_tells_how_much_was_learned(cases, page):
     short, long = ({one["tokens"]: one for one in cases}[tokens] for tokens in TOKENS)
     told = (
