@@ -133,8 +133,11 @@ def fingerprint_of(folder: Path, table: Path) -> str:
     """
     digest = hashlib.sha256(table.read_bytes())
     # How a kernel is started, and what kernels of several families call.
-    shared = [path for path in FOLDER.glob("*.py") if "\n@triton.jit" in path.read_text(encoding="utf-8")]
-    shared.append(FOLDER / "launch.py")
+    shared = [
+        path
+        for path in FOLDER.glob("*.py")
+        if path.name == "launch.py" or "\n@triton.jit" in path.read_text(encoding="utf-8")
+    ]
     for path in sorted([*folder.glob("*.py"), *shared]):
         # What compiles kernels, and what registers the operator, starts none.
         if path.name not in ("sweep.py", "op.py"):

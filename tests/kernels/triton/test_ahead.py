@@ -180,6 +180,12 @@ def test_the_fingerprint_is_of_code_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "PATH", tmp_path / "configs.json")
     (tmp_path / "configs.json").write_text("{}", encoding="utf-8")
     assert sweep.fingerprint() != before
+    # How kernels are started counts, what only lists lines does not.
+    before = sweep.fingerprint()
+    (tmp_path / "sweep.py").write_text("LINES = 1", encoding="utf-8")
+    assert sweep.fingerprint() == before
+    (tmp_path / "launch.py").write_text("WARPS = 4", encoding="utf-8")
+    assert sweep.fingerprint() != before
 
 
 def test_making_lines_leaves_the_precision_alone():
