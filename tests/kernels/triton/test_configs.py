@@ -20,12 +20,11 @@ from attnkit.kernels.triton.blocks.configs import (
     Stepping,
     configuration,
     depth,
-    put,
     spot_of,
     tile_of,
-    written,
 )
 from attnkit.kernels.triton.devices import DEVICE_CLASSES, device_class
+from attnkit.kernels.triton.table import Table
 
 BIASED = (False, True)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -128,7 +127,7 @@ def test_amd_has_one_class(monkeypatch):
 
 
 def test_the_file_is_as_it_would_be_written():
-    assert written() == PATH.read_text(encoding="utf-8")
+    assert Table.of(PATH).written() == PATH.read_text(encoding="utf-8")
 
 
 def test_a_class_of_devices_may_have_lines_of_its_own():
@@ -136,13 +135,16 @@ def test_a_class_of_devices_may_have_lines_of_its_own():
         spot_of("forward", 49, 32, torch.bfloat16),
         configuration("forward", 49, 32, torch.bfloat16, "gfx942"),
     )
-    other, text = Config(32, 128, 2, 3), written()
-    put("gfx942", spot, other)
+    other, table = Config(32, 128, 2, 3), Table.of(PATH)
+    text = table.written()
+    table.put("gfx942", spot, other)
+    configuration.cache_clear()
     try:
         assert configuration("forward", 64, 17, torch.float16, "gfx942") == other
         assert configuration("forward", 64, 17, torch.float16, "sm_80") == before
-        assert '"gfx942": {\n    "forward": {' in written()
+        assert '"gfx942": {\n    "forward": {' in table.written()
     finally:
-        put("gfx942", spot, None)
+        table.put("gfx942", spot, None)
+        configuration.cache_clear()
     assert configuration("forward", 49, 32, torch.bfloat16, "gfx942") == before
-    assert written() == text
+    assert table.written() == text

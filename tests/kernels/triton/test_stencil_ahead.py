@@ -22,12 +22,11 @@ from attnkit.kernels.triton.stencil.configs import (
     PATH,
     Config,
     configuration,
-    put,
     spot_of,
-    written,
 )
 from attnkit.kernels.triton.stencil.sweep import OWNED, Line
 from attnkit.kernels.triton.sweeping import TRIFLE
+from attnkit.kernels.triton.table import Table
 
 ROOT = Path(__file__).parents[3]
 
@@ -136,14 +135,16 @@ def test_every_call_finds_a_configuration():
 
 
 def test_the_file_is_as_it_would_be_written():
-    text = PATH.read_text(encoding="utf-8")
-    assert written() == text
+    text, table = PATH.read_text(encoding="utf-8"), Table.of(PATH)
+    assert table.written() == text
     spot, other = spot_of("forward", 7, 32, torch.bfloat16, True), Config(16, 128, 2, 3)
     assert spot == ("forward", "16 bit and tables", "7", "32")
     assert spot_of("learned_forward", 9, 8, torch.float32, True, True) == ("learned_forward", "32 bit", "15", "16")
-    put("gfx942", spot, other)
+    table.put("gfx942", spot, other)
+    configuration.cache_clear()
     try:
         assert configuration("forward", 3, 17, torch.float16, "gfx942", True) == other
     finally:
-        put("gfx942", spot, None)
-    assert written() == text
+        table.put("gfx942", spot, None)
+        configuration.cache_clear()
+    assert table.written() == text

@@ -125,23 +125,6 @@ def spot_of(
     return direction, numbers + " and bias" * bias, str(tile_of(region_size)), str(padded_dim(head_dim))
 
 
-def own(device_class: str, spot: Spot) -> Config | None:
-    """The line that a class of devices has for itself, None where it has `default`'s."""
-    found = _TABLE.own(device_class, spot)
-    return Config(*found) if found else None
-
-
-def put(device_class: str, spot: Spot, config: Config | None) -> None:
-    """Gives a class of devices a line of its own in this process's table, or with None takes it away."""
-    _TABLE.put(device_class, spot, config)
-    configuration.cache_clear()
-
-
-def written() -> str:
-    """This process's table as the text of `configs.json`, a region size a line."""
-    return _TABLE.written()
-
-
 def tile_of(region_size: int) -> int:
     """The line of the table for a region: the smallest that holds it whole; for more than 64 tokens, 128 where tiles
     of 128 round up no further than tiles of 64 would."""

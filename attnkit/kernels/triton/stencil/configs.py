@@ -98,23 +98,6 @@ def spot_of(
     return direction, numbers, str(side), str(padded_dim(head_dim))
 
 
-def own(device_class: str, spot: Spot) -> Config | None:
-    """The line that a class of devices has for itself, None where it has `default`'s."""
-    found = _TABLE.own(device_class, spot)
-    return Config(*found) if found else None
-
-
-def put(device_class: str, spot: Spot, config: Config | None) -> None:
-    """Gives a class of devices a line of its own in this process's table, or with None takes it away."""
-    _TABLE.put(device_class, spot, config)
-    configuration.cache_clear()
-
-
-def written() -> str:
-    """This process's table as the text of `configs.json`, a window size a line."""
-    return _TABLE.written()
-
-
 def padded_dim(head_dim: int) -> int:
     """The power of two, at least 16, that a tile of tensor cores has for a head dim."""
     return next(width for width in HEAD_DIMS if head_dim <= width)
