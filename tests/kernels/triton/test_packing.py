@@ -42,6 +42,9 @@ def test_the_cases_do(name):
         (regions(Grid(12, 12), 4, 1, 1, keep=9), True),
         (regions(Grid(12, 12), 4, 1, 1, keep=8), False),
         (regions(Grid(20, 15), 5, 1, 1, keep=25), True),
+        # 15 tokens leave a row of 16 empty; 16 leave none, though all keys are seen.
+        (regions(Grid(10, 6), 2, 1, 1, keep=4), True),
+        (regions(Grid(8, 8), 2, 1, 1, keep=4), False),
         (regions(Grid(20, 20), 5, 1, 1, keep=25), False),
         (other_keys(), True),
         (Blocks.windows(Grid(4, 4), 2), False),
