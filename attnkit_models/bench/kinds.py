@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 
-from attnkit.errors import ConfigError, did_you_mean
+from attnkit.errors import ConfigError, did_you_mean, nearest
+from attnkit.kernels.triton import sweeping
 from attnkit_models.bench.case import Case
 from attnkit_models.bench.gpu import GPU
 from attnkit_models.bench.headline import HEADLINE
@@ -33,6 +34,9 @@ def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str
     """
     if what not in (None, "all", *KINDS):
         near = did_you_mean(what, ["all", *KINDS])
+        family = None if near else nearest(what, sweeping.families())
+        if family is not None:
+            near = f"; `attnkit bench --tune {family}` times the configurations of those kernels"
         raise ConfigError(f"cannot run {what!r}{near} (known: all, {', '.join(KINDS)})")
     every = [kind for kind in KINDS if gpu or kind != ON_GPU]
     kinds = every if what == "all" or (what is None and only) else [what or "headline"]

@@ -246,6 +246,9 @@ def test_the_command_lists(capsys):
     [
         (["--only", "region/128x128"], "did you mean 'regions/128x128'"),
         (["sweep"], "did you mean 'sweeps'"),
+        (["stencil"], "cannot run 'stencil'; `attnkit bench --tune stencil` times the configurations of those kernels"),
+        (["token-sets", "--list"], "`attnkit bench --tune token_sets` times"),
+        (["swep"], "cannot run 'swep'; did you mean 'sweeps'? (known: all, headline, sweeps, models, gpu)"),
         (["--device", "cud"], "did you mean 'cuda'"),
         (["--dtype", "float31"], "did you mean 'float32'"),
         (["--threads", "0"], "--threads 0 must be"),
