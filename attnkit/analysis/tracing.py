@@ -161,11 +161,26 @@ def prepared(
     module = getattr(module, "_orig_mod", module)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError(f"{what} needs a floating dtype, such as torch.bfloat16, but got dtype={shown(dtype)}")
+    if device is None and dtype is None:
+        return module
+    if _is_cuda(device) and not torch.cuda.is_available():
+        raise _cannot(what, device, "PyTorch finds no GPU that it can use (`attnkit doctor` tells more)")
     try:
-        return module if device is None and dtype is None else copy.deepcopy(module).to(device=device, dtype=dtype)
+        return copy.deepcopy(module).to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{what} cannot bring the model to device={shown(device)}: {reason}") from error
+        raise _cannot(what, device, str(error).splitlines()[0]) from error
+
+
+def _is_cuda(device: Any) -> bool:
+    try:
+        return torch.device(device).type == "cuda"
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _cannot(what: str, device: Any, reason: str) -> ConfigError:
+    to = f"{what} cannot bring the model to device={shown(device)}"
+    return ConfigError(f"{to}: {reason}; without device= it stays where it is")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from attnkit import registry
+from attnkit.cli.devices import check_names, check_there
 from attnkit.cli.sizes import read_size
 from attnkit.errors import ConfigError, did_you_mean
 
@@ -85,12 +86,25 @@ def show(name: Annotated[str, typer.Argument(help="A model or a primitive.")]) -
 
 
 @app.command()
-def explain(model: Annotated[str, typer.Argument(help="Name of a model.")], size: Size = "224") -> None:
+def explain(
+    model: Annotated[str, typer.Argument(help="Name of a model.")],
+    size: Size = "224",
+    training: Annotated[bool, typer.Option("--training", help="A training pass, which needs gradients.")] = False,
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where the model is (default: cpu).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="float32|bfloat16|float16", help="Its dtype (default: float32).")
+    ] = None,
+) -> None:
     """Say which backend each attention layer of a model gets, and why not the others."""
+    import torch
+
     import attnkit
 
     on = read_size(size, "--size")
-    typer.echo(str(attnkit.explain(_model(model, on), on)))
+    check_names(device, dtype)
+    check_there(device, ", and without --device the model is explained on the CPU")
+    number = None if dtype is None else getattr(torch, dtype)
+    typer.echo(str(attnkit.explain(_model(model, on), on, training=training, device=device, dtype=number)))
 
 
 @app.command()

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnkit.errors import ConfigError, did_you_mean
+from attnkit.cli.devices import check_names, check_there
+from attnkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from attnkit_models.bench.case import Case
-
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda")
 
 
 def bench(
@@ -60,9 +58,7 @@ def bench(
         _nothing_else(given, "--report", ("--out",), "attnkit bench --report --out runs/bench")
         _print_reports(out)
         return
-    for name, one, known in (("--device", device, DEVICES), ("--dtype", dtype, DTYPES)):
-        if one is not None and one not in known:
-            raise ConfigError(f"{name} {one!r} is not known{did_you_mean(one, known)} (known: {', '.join(known)})")
+    check_names(device, dtype)
     if threads is not None and not 1 <= threads <= 1024:
         raise ConfigError(f"--threads {threads} must be between 1 and 1024")
     from attnkit_models.bench.kinds import ON_GPU, chosen
@@ -102,12 +98,9 @@ def _measure(
     from attnkit_models.bench import machine, results, run
     from attnkit_models.bench.kinds import ON_GPU
 
-    if device == "cuda" and not torch.cuda.is_available():
-        instead = "; with --quick --device cpu its cases run at small sizes on the CPU" if ON_GPU in runs else ""
-        raise ConfigError(
-            f"--device cuda needs a GPU that PyTorch can use; `attnkit doctor` tells what it finds{instead}"
-        )
-    if ON_GPU in runs and device == "cpu" and not quick:
+    on_gpu = ON_GPU in runs
+    check_there(device, "; with --quick --device cpu its cases run at small sizes on the CPU" if on_gpu else "")
+    if on_gpu and device == "cpu" and not quick:
         raise ConfigError("the cases of gpu are too large for a CPU; --quick runs them there at small sizes")
     if threads is not None:
         torch.set_num_threads(threads)

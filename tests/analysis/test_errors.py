@@ -73,6 +73,22 @@ def test_a_dtype_as_text():
             call(MIX, 4, device="gpu")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", 1, torch.device("cuda")], ids=str)
+def test_a_gpu_that_is_not_there(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for call in (attnkit.explain, attnkit.flops):
+        with pytest.raises(ConfigError) as caught:
+            call(MIX, 4, device=device)
+        said = f"cannot bring the model to device={device!r}: PyTorch finds no GPU that it can use (`attnkit doctor` "
+        assert str(caught.value) == f"{call.__name__} {said}tells more); without device= it stays where it is"
+
+
+def test_a_device_that_no_pytorch_knows():
+    for wrong in ("gpu", "{0}", 10**40):
+        with pytest.raises(ConfigError, match=r"cannot bring .*; without device= it stays where it is$"):
+            attnkit.explain(MIX, 4, device=wrong)
+
+
 def test_modules_that_cannot_run_on_what_they_get():
     for call in (attnkit.explain, attnkit.flops, lambda model, size: draw_attention(model, torch.zeros(3, size, size))):
         with pytest.raises(ShapeError, match=r"ran Linear on torch\.float32 \(1, 3, 7, 7\), and it failed: ") as caught:

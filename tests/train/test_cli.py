@@ -53,6 +53,30 @@ def test_costs_and_backends_of_a_model(capsys):
     assert "reference" in printed(capsys, "explain", "vit_micro", "--size", "32x32")
 
 
+def test_explain_as_the_function_does(capsys):
+    def title(*options):
+        return printed(capsys, "explain", "vit_micro", "--size", "16", *options).partition(":")[0]
+
+    assert title() == title("--device", "cpu") == "IsotropicModel on 16 x 16 pixels, evaluation, float32 on cpu"
+    assert title("--training", "--dtype", "bfloat16").endswith("training, bfloat16 on cpu")
+    assert title("--dtype", "float16").endswith("evaluation, float16 on cpu")
+
+
+def test_explain_on_a_gpu_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["explain", "vit_micro", "--size", "16", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --device cuda needs a GPU that PyTorch can use; `attnkit doctor` tells what it finds, and without "
+        "--device the model is explained on the CPU\n"
+    )
+
+
+@pytest.mark.cuda
+def test_explain_on_a_gpu(capsys):
+    text = printed(capsys, "explain", "vit_micro", "--size", "16", "--device", "cuda", "--dtype", "bfloat16")
+    assert "bfloat16 on cuda" in text.splitlines()[0]
+
+
 def test_draw_a_primitive(capsys, tmp_path):
     for name in ("random_window", "topk_region"):
         path = tmp_path / f"{name}.png"
@@ -123,6 +147,8 @@ def test_doctor_knows_every_kind_of_layout():
         (["list", "modles"], "did you mean 'models'?"),
         (["show", "covn"], "did you mean 'conv'?"),
         (["explain", "vit_micor"], "did you mean 'vit_micro'?"),
+        (["explain", "vit_micro", "--device", "cud"], "--device 'cud' is not known; did you mean 'cuda'?"),
+        (["explain", "vit_micro", "--dtype", "half"], "'half' is not known (known: float32, bfloat16, float16)"),
         (["flops", "vit_micro", "--size", "0"], "--size 0 must be at least 1 a side"),
         (["flops", "vit_micro", "--size", "32x"], "--size '32x' is no size; write 224, or height x width such as"),
         (["flops", "vit_micro", "--size", "100000"], "--size 100000 is too large; it must be at most 16384 a side"),
