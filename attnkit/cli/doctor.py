@@ -66,7 +66,8 @@ def report() -> Iterator[str]:
     yield f"attnkit {attnkit.__version__}"
     for package in PACKAGES:
         yield f"{package} {_version(package)}"
-    yield f"CPU with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    yield f"CPU with {threads} thread{'' if threads == 1 else 's'}"
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices.append("cuda")

@@ -104,6 +104,13 @@ def test_doctor(capsys):
     assert report.count("q lies on cpu, and its kernels are for GPUs") == 1
 
 
+@pytest.mark.parametrize(("threads", "said"), [(1, "CPU with 1 thread"), (2, "CPU with 2 threads")])
+def test_doctor_counts_threads(monkeypatch, threads, said):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr(doctor, "BACKENDS", {})
+    assert said in list(doctor.report())
+
+
 def test_doctor_says_what_runs_in_part(monkeypatch):
     class Plain(ReferenceBackend):
         def why_not(self, call):
