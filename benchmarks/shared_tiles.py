@@ -98,7 +98,11 @@ def shared_tiles(call: AttendCall, item: int, direction: Direction) -> Counts:
     layout = call.layout
     assert isinstance(layout, Blocks)
     mask = layout.image_mask()[item, 0]
-    mask = mask.mT if direction == "key_gradient" else mask
+    if direction == "key_gradient":
+        # As `attnkit.kernels.triton.token_sets.launches` has them.
+        mask = mask.mT[mask.sum(0).argsort(descending=True, stable=True)]
+    else:
+        mask = mask[layout.order.slot[0, 0].argsort()]
     rows, columns, *_ = configs.configuration(direction, call.q.shape[3], DTYPE, DEVICE_CLASS)
     mask = F.pad(mask, (0, 0, 0, -len(mask) % rows))
     return counted(mask.unflatten(0, (-1, rows)).any(1).sum(-1).tolist(), rows, columns)

@@ -1,9 +1,10 @@
 """Measures how much of all pairs the tiles of the Triton kernels of token sets visit; needs no GPU.
 
 A dense vision transformer learns the digits of scikit-learn, then Sparsifiner's mask predictors learn to reconstruct
-its attention. For the keys that they choose, and for random ones, it counts the keys that any query of a tile sees, for
-queries in the order of the image and in others. `python benchmarks/token_set_unions.py` takes a quarter of an hour on
-two cores and writes `benchmarks/results/token-sets/unions.json`.
+its attention. For the keys that they choose, and for random ones, it counts the keys that any query of a tile sees, and
+the queries that see any key of one, for queries and keys in the order of the image and in others. `python
+benchmarks/token_set_unions.py` takes a quarter of an hour on two cores and writes
+`benchmarks/results/token-sets/unions.json`.
 """
 
 from __future__ import annotations
@@ -95,10 +96,13 @@ def measured(size: int, schedule: Schedule) -> list[dict[str, Any]]:
         for keep in KEEP:
             budget = math.ceil(round(keep * scores.shape[-1], 6))
             mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(budget).indices, True)
-            for order, rank in orders(mask, leading).items():
-                shares = {str(rows): round(visited(mask, rank, rows), 4) for rows in ROWS}
-                found.append({**about, "keys": keys, "keep": keep, "order": order, "visited": shares})
-                print(keys, keep, order, shares, flush=True)
+            tiles = {"queries": (mask, orders(mask, leading)), "keys": (mask.mT, orders_of_keys(mask))}
+            for side, (seen, ways) in tiles.items():
+                for order, rank in ways.items():
+                    shares = {str(rows): round(visited(seen, rank, rows), 4) for rows in ROWS}
+                    case = {"keys": keys, "keep": keep, "tiles of": side, "order": order, "visited": shares}
+                    found.append({**about, **case})
+                    print(*case.values(), flush=True)
     return found
 
 
@@ -194,16 +198,27 @@ def orders(mask: Tensor, leading: Tensor | None) -> dict[str, Tensor | None]:
     found: dict[str, Tensor | None] = {"image": None, "least of ranked keys": (least[0] * keys + least[1]).argsort(-1)}
     if leading is not None:
         found["leading basis row"] = leading.argsort(dim=-1, stable=True)
-    centred = mask.float() - mask.float().mean(-2, keepdim=True)
-    direction = torch.randn(*mask.shape[:-2], keys, 1, generator=generator)
-    for _ in range(3):
-        direction = F.normalize(centred.mT @ (centred @ direction), dim=-2)
-    found["largest direction"] = (centred @ direction)[..., 0].argsort(-1)
+    found["largest direction"] = by_largest_direction(mask)
     return found
 
 
+def orders_of_keys(mask: Tensor) -> dict[str, Tensor | None]:
+    """Orders of keys (..., N) in which neighbours may be seen by the same queries; None is the image's own."""
+    seen_by = mask.sum(-2).argsort(dim=-1, descending=True, stable=True)
+    return {"image": None, "how many queries see them": seen_by, "largest direction": by_largest_direction(mask.mT)}
+
+
+def by_largest_direction(mask: Tensor) -> Tensor:
+    """The order of rows along the direction in which they differ most."""
+    centred = mask.float() - mask.float().mean(-2, keepdim=True)
+    direction = torch.randn(*mask.shape[:-2], mask.shape[-1], 1, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        direction = F.normalize(centred.mT @ (centred @ direction), dim=-2)
+    return (centred @ direction)[..., 0].argsort(-1)
+
+
 def visited(mask: Tensor, order: Tensor | None, rows: int) -> float:
-    """Share of the keys that a query's tile of so many queries visits, on average over queries."""
+    """Share of the columns that a row's tile of so many rows visits, on average over rows."""
     if order is not None:
         mask = mask.gather(-2, order[..., None].expand_as(mask))
     queries = mask.shape[-2]

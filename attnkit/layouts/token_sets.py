@@ -24,10 +24,13 @@ class TokenSets(Layout):
         keys: number of keys, Nk.
         queries_all: how many queries stand before the listed ones and see every key.
         keys_all: how many of the first keys every query sees, listed or not.
+        query_groups: int32 or int64 (B or 1, heads or 1, Nq - queries_all), fewer leading dimensions as in `index`, or
+            None: a number for each listed query, equal where queries see mostly the same keys. A hint, which changes
+            no result: kernels that compute many queries at once take those of a group together.
 
     Raises:
-        LayoutError: for another dtype or rank, a number below 0, or an entry outside -1..Nk-1 (looked at on the
-            CPU only).
+        LayoutError: for another dtype or rank, a number below 0, groups of another shape, or an entry outside
+            -1..Nk-1 (looked at on the CPU only).
     """
 
     kind: ClassVar[str] = "token_sets"
@@ -36,6 +39,7 @@ class TokenSets(Layout):
     keys: int
     queries_all: int = field(default=0, kw_only=True)
     keys_all: int = field(default=0, kw_only=True)
+    query_groups: Tensor | None = field(default=None, kw_only=True)
     unique: bool = field(default=False, kw_only=True, repr=False)
     key_mask: Tensor | None = field(default=None, kw_only=True)
 
@@ -56,14 +60,15 @@ class TokenSets(Layout):
             index = without_repeats(index, self.keys_all)
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "unique", True)
+        object.__setattr__(self, "query_groups", lead_groups(self.query_groups, index.shape[-2], "TokenSets"))
         super().__post_init__()
 
     def own_form(self) -> Hashable:
-        return form_of(self.index), self.keys, self.queries_all, self.keys_all
+        return form_of(self.index), self.keys, self.queries_all, self.keys_all, form_of(self.query_groups)
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:
-        return (self.index,)
+        return (self.index,) if self.query_groups is None else (self.index, self.query_groups)
 
     @property
     def num_queries(self) -> int:
@@ -117,6 +122,28 @@ def check_range(index: Tensor, bound: int, what: str, of: str) -> None:
 def may_look(tensor: Tensor) -> bool:
     """Whether a tensor's values can be looked at for free: not on GPUs, nor in a graph, nor where there are none."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and type(tensor) is Tensor
+
+
+def lead_groups(groups: Tensor | None, queries: int, what: str) -> Tensor | None:
+    """Numbers of groups with all leading dimensions.
+
+    Args:
+        groups: as a layout is given them.
+        queries: how many queries have a number.
+        what: the layout, for the message.
+
+    Raises:
+        LayoutError: for another dtype, rank or number of queries.
+    """
+    if groups is None:
+        return None
+    shaped = isinstance(groups, Tensor) and groups.ndim in (1, 2, 3) and groups.shape[-1] == queries
+    if not shaped or groups.dtype not in (torch.int64, torch.int32):
+        raise LayoutError(
+            f"{what} needs query_groups as an integer tensor (B or 1, heads or 1, {queries}), a number for each query, "
+            f"but got {shown(groups)}"
+        )
+    return groups.view(*(1,) * (3 - groups.ndim), *groups.shape)
 
 
 def without_repeats(index: Tensor, known: int = 0) -> Tensor:

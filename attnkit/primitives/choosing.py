@@ -45,16 +45,27 @@ class Guess(NamedTuple):
     coefficients: int
     least_share: float | None
 
-    def scores(self, items: slice, heads: slice, rows: slice) -> Tensor:
-        """Scores (items * heads * queries, keys) of some queries of some items."""
+    def scores(self, items: slice, heads: slice, rows: slice, groups: Tensor | None = None) -> Tensor:
+        """Scores (items * heads * queries, keys) of some queries of some items.
+
+        Args:
+            items: which items.
+            heads: which heads.
+            rows: which queries.
+            groups: int32 (items, heads, queries), the number of each query's largest share, written here; or None.
+        """
         query, basis = self.query[items, heads, rows], self.basis[items] if self.basis.ndim == 3 else self.basis
         shares = torch.bmm(query.flatten(0, 1), self.pooled[items, heads].flatten(0, 1)) * self.scale
         shares = shares.softmax(-1).view(len(query), -1, shares.shape[-1])
         if self.least_share is not None:
+            if groups is not None:
+                groups.copy_(shares.argmax(-1).view(groups.shape))
             scores = shares.where(shares > self.least_share, 0.0) @ basis
         else:
-            best = shares.topk(min(self.coefficients, shares.shape[-1]), dim=-1, sorted=False)
+            best = shares.topk(min(self.coefficients, shares.shape[-1]), dim=-1, sorted=groups is not None)
             index = best.indices.int()
+            if groups is not None:
+                groups.copy_(index[..., 0].view(groups.shape))
             if basis.ndim == 3:
                 first = torch.arange(0, basis[..., 0].numel(), basis.shape[1], dtype=torch.int32, device=index.device)
                 index, basis = index + first[:, None, None], basis.flatten(0, 1)
@@ -78,7 +89,21 @@ class Guess(NamedTuple):
         return scores if self.kept is None else scores.masked_fill(~self.kept[:, None, None], -torch.inf)
 
 
-def keys_above(guess: Guess, score: float, prefix: tuple[int, int] = (0, 0)) -> Tensor:
+class Chosen(NamedTuple):
+    """The keys of each query.
+
+    Attributes:
+        keys: which or their numbers.
+        groups: int32 (B, heads, queries), the basis row of which a query has the largest share, -1 for those of a
+            prefix: queries of one such row share most of their keys. None on the CPU and in an exported graph, whose
+            kernels take queries one by one.
+    """
+
+    keys: Tensor
+    groups: Tensor | None
+
+
+def keys_above(guess: Guess, score: float, prefix: tuple[int, int] = (0, 0)) -> Chosen:
     """Which keys score more than a number.
 
     Args:
@@ -87,14 +112,14 @@ def keys_above(guess: Guess, score: float, prefix: tuple[int, int] = (0, 0)) -> 
         prefix: how many rows and columns of True stand before those of the guess.
 
     Returns:
-        bool (B, heads, queries, keys), with the prefix.
+        Keys as bool (B, heads, queries, keys), with the prefix.
     """
     if exporting():
-        return _framed(guess.all_scores() > score, prefix)
+        return Chosen(_framed(guess.all_scores() > score, prefix), None)
     return _chosen(guess, score, 0, None, prefix)
 
 
-def best_keys(guess: Guess, budget: int, prefix: tuple[int, int] = (0, 0), most: Tensor | None = None) -> Tensor:
+def best_keys(guess: Guess, budget: int, prefix: tuple[int, int] = (0, 0), most: Tensor | None = None) -> Chosen:
     """Which keys score highest, exactly as many as asked for; equal scores are settled arbitrarily.
 
     Args:
@@ -104,7 +129,7 @@ def best_keys(guess: Guess, budget: int, prefix: tuple[int, int] = (0, 0), most:
         most: int64 (B,); an item's own budget where it is smaller.
 
     Returns:
-        bool (B, heads, queries, keys), with the prefix.
+        Keys as bool (B, heads, queries, keys), with the prefix.
     """
     if exporting():
         index = guess.all_scores().topk(budget, dim=-1).indices
@@ -112,11 +137,11 @@ def best_keys(guess: Guess, budget: int, prefix: tuple[int, int] = (0, 0), most:
         if most is not None:
             chosen = chosen & (torch.arange(budget, device=index.device) < most[:, None, None, None])
         seen = torch.zeros(*index.shape[:3], guess.basis.shape[-1], dtype=torch.bool, device=index.device)
-        return _framed(seen.scatter(-1, index, chosen), prefix)
+        return Chosen(_framed(seen.scatter(-1, index, chosen), prefix), None)
     return _chosen(guess, None, budget, most, prefix)
 
 
-def best_lists(guess: Guess, budget: int, first: int = 0) -> Tensor:
+def best_lists(guess: Guess, budget: int, first: int = 0) -> Chosen:
     """The same keys as `best_keys`, as lists of numbers.
 
     Args:
@@ -125,12 +150,32 @@ def best_lists(guess: Guess, budget: int, first: int = 0) -> Tensor:
         first: number of the guess's first key.
 
     Returns:
-        (B, heads, queries, budget), int32, or int64 in an exported graph.
+        Keys as numbers (B, heads, queries, budget), int32, or int64 in an exported graph.
     """
     if exporting():
-        return guess.all_scores().topk(budget, dim=-1).indices + first
+        return Chosen(guess.all_scores().topk(budget, dim=-1).indices + first, None)
     function = _list_operator if torch.compiler.is_compiling() else _list
-    return function(*guess, budget, first)
+    return _with_groups(guess, function(*guess, budget, first))
+
+
+def _with_groups(guess: Guess, found: tuple[Tensor, Tensor]) -> Chosen:
+    return Chosen(found[0], found[1] if _grouping(guess.query) else None)
+
+
+def _grouping(query: Tensor) -> bool:
+    return query.device.type != "cpu"
+
+
+def _room_for_groups(query: Tensor, prefix: int = 0) -> Tensor:
+    batch, heads, queries = query.shape[:3]
+    shape = (batch, heads, prefix + queries if _grouping(query) else 0)
+    return torch.full(shape, -1, dtype=torch.int32, device=query.device)
+
+
+def _rows_of(groups: Tensor, chunk: tuple[slice, slice, slice], prefix: int = 0) -> Tensor | None:
+    """Where the groups of some queries go; None where nobody asks for them."""
+    items, heads, rows = chunk
+    return groups[items, heads, prefix + rows.start : prefix + rows.stop] if groups.shape[-1] else None
 
 
 def _framed(seen: Tensor, prefix: tuple[int, int]) -> Tensor:
@@ -138,9 +183,9 @@ def _framed(seen: Tensor, prefix: tuple[int, int]) -> Tensor:
     return torch.cat([seen.new_ones(*seen.shape[:2], prefix[0], seen.shape[-1]), seen], dim=2)
 
 
-def _chosen(guess: Guess, score: float | None, budget: int, most: Tensor | None, prefix: tuple[int, int]) -> Tensor:
+def _chosen(guess: Guess, score: float | None, budget: int, most: Tensor | None, prefix: tuple[int, int]) -> Chosen:
     function = _choose_operator if torch.compiler.is_compiling() else _choose
-    return function(*guess, score, budget, most, *prefix)
+    return _with_groups(guess, function(*guess, score, budget, most, *prefix))
 
 
 def _choose(
@@ -156,19 +201,20 @@ def _choose(
     most: Tensor | None,
     first_row: int,
     first_column: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     guess = Guess(query, pooled, basis, kept, scale, coefficients, least_share)
     batch, heads, queries = query.shape[:3]
     shape = (batch, heads, first_row + queries, first_column + basis.shape[-1])
     seen = torch.empty(shape, dtype=torch.bool, device=query.device)
     seen[:, :, :first_row] = True
     seen[..., :first_column] = True
+    groups = _room_for_groups(query, first_row)
     looking = may_look(query)
     budgets = most.clamp(max=budget).tolist() if looking and most is not None else [budget] * batch
     best = {one: Highest(one) for one in budgets}
     for items, some, rows in _chunks(guess):
         part = seen[items, some, first_row + rows.start : first_row + rows.stop, first_column:]
-        scores = guess.scores(items, some, rows)
+        scores = guess.scores(items, some, rows, _rows_of(groups, (items, some, rows), first_row))
         if score is not None:
             found = torch.gt(scores, score, out=torch.empty_like(scores))
         elif most is None or looking:
@@ -177,7 +223,7 @@ def _choose(
             found = _ranked(scores, budget, most[items])
         # As bytes: from floats to bools PyTorch takes twice as long, and found numbers are 0 or 1.
         part.view(torch.int8).copy_(found.view(part.shape))
-    return seen
+    return seen, groups
 
 
 def _list(
@@ -190,20 +236,20 @@ def _list(
     least_share: float | None,
     budget: int,
     first: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     guess = Guess(query, pooled, basis, kept, scale, coefficients, least_share)
     index = torch.empty(*query.shape[:3], budget, dtype=torch.int32, device=query.device)
-    keys, best = basis.shape[-1], Highest(budget)
+    keys, best, groups = basis.shape[-1], Highest(budget), _room_for_groups(query)
     for items, some, rows in _chunks(guess):
         part = index[items, some, rows]
-        scores = guess.scores(items, some, rows)
+        scores = guess.scores(items, some, rows, _rows_of(groups, (items, some, rows)))
         if best.sorts(scores):
             part.copy_(scores.topk(budget, dim=-1, sorted=False).indices.view(part.shape))
             continue
         found = best(scores)
         spots = found.flatten().nonzero().view(part.shape)
         part.copy_(spots.sub_(torch.arange(0, found.numel(), keys, device=spots.device).view(*part.shape[:-1], 1)))
-    return index.add_(first)
+    return index.add_(first), groups
 
 
 def _ranked(scores: Tensor, budget: int, most: Tensor) -> Tensor:
@@ -245,12 +291,12 @@ _list_operator = torch.library.custom_op("attnkit::list_keys", _list, mutates_ar
 
 
 @_choose_operator.register_fake
-def _(query: Tensor, pooled: Tensor, basis: Tensor, *rest: Any) -> Tensor:
+def _(query: Tensor, pooled: Tensor, basis: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     first_row, first_column = rest[-2:]
     shape = (*query.shape[:2], first_row + query.shape[2], first_column + basis.shape[-1])
-    return query.new_empty(shape, dtype=torch.bool)
+    return query.new_empty(shape, dtype=torch.bool), _room_for_groups(query, first_row)
 
 
 @_list_operator.register_fake
-def _(query: Tensor, pooled: Tensor, basis: Tensor, *rest: Any) -> Tensor:
-    return query.new_empty((*query.shape[:3], rest[-2]), dtype=torch.int32)
+def _(query: Tensor, pooled: Tensor, basis: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return query.new_empty((*query.shape[:3], rest[-2]), dtype=torch.int32), _room_for_groups(query)

@@ -92,19 +92,19 @@ class CompetingMaskPredictorHeads(GuessHeads[CompetingMaskPredictor]):
         _, k, v = inputs.qkv
         guess, before = self.guess(inputs), (grid.prefix, grid.prefix - options.prefix)
         if options.score is not None:
-            seen = self.choose(keys_above, guess, options.score, before)
+            seen, groups = self.choose(keys_above, guess, options.score, before)
         else:
             budget = min(options.budget(grid), guess.basis.shape[-1])
             most = None if mask is None else self._most(mask, grid).flatten()
-            seen = self.choose(best_keys, guess, budget, before, most)
+            seen, groups = self.choose(best_keys, guess, budget, before, most)
         if mask is None:
-            return Plan(TokenMask(seen))
+            return Plan(TokenMask(seen, query_groups=groups))
         left = mask[:, None, None].expand(-1, 1, grid.image_tokens, -1)
         if options.blind:
             left = left & mask[:, None, grid.prefix :, None]
         seen = seen & torch.cat([left.new_ones(*left.shape[:2], grid.prefix, left.shape[-1]), left], dim=2)
         zeroed = tuple(one.where(mask[:, None, :, None], 0.0) for one in (k, v))
-        return Plan(TokenMask(seen), keys=(zeroed[0], zeroed[1]), restricted=True)
+        return Plan(TokenMask(seen, query_groups=groups), keys=(zeroed[0], zeroed[1]), restricted=True)
 
     def _most(self, mask: Tensor, grid: Grid) -> Tensor:
         """The largest budget: (B, 1, 1, 1). Prefix tokens count where all image tokens are left, else they do not."""

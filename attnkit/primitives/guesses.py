@@ -16,7 +16,7 @@ from attnkit.grid import Grid
 from attnkit.kernels.precision import without_autocast
 from attnkit.options import positive
 from attnkit.primitives.base import BuildContext, HeadInputs
-from attnkit.primitives.choosing import Guess
+from attnkit.primitives.choosing import Chosen, Guess
 from attnkit.primitives.plain import resized, softmax_heads
 from attnkit.primitives.resizing import rows_for_grid, trunc_normal
 from attnkit.primitives.softmax import SoftmaxHeads, SoftmaxOptions
@@ -92,7 +92,7 @@ class GuessHeads(SoftmaxHeads, ABC, Generic[Predicted]):
             return self.predictor(q.float(), k.float(), inputs, skip)
 
     @torch.no_grad()
-    def choose(self, function: Callable[..., Tensor], guess: Guess, *arguments: object) -> Tensor:
+    def choose(self, function: Callable[..., Chosen], guess: Guess, *arguments: object) -> Chosen:
         """What a function of `attnkit.primitives.choosing` makes of a guess, in float32 and without gradients."""
         with without_autocast(guess.query.device):
             return function(guess, *arguments)

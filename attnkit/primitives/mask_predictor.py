@@ -83,9 +83,10 @@ class MaskPredictorHeads(GuessHeads[MaskPredictor]):
         budget, prefix = min(self.predicted.budget(grid), tokens - grid.prefix), grid.prefix
         # Whichever is smaller: a key in a list takes four bytes, a place in a mask one.
         if 4 * budget >= tokens - prefix:
-            return Plan(TokenMask(self.choose(best_keys, guess, budget, (prefix, prefix))))
-        index = self.choose(best_lists, guess, budget, prefix)
-        return Plan(TokenSets(index, tokens, queries_all=prefix, keys_all=prefix, unique=True))
+            seen, groups = self.choose(best_keys, guess, budget, (prefix, prefix))
+            return Plan(TokenMask(seen, query_groups=groups))
+        index, groups = self.choose(best_lists, guess, budget, prefix)
+        return Plan(TokenSets(index, tokens, queries_all=prefix, keys_all=prefix, query_groups=groups, unique=True))
 
     @torch.no_grad()
     def definition(self, inputs: HeadInputs) -> Tensor:

@@ -69,7 +69,8 @@ class ThresholdMaskPredictorHeads(GuessHeads[ThresholdMaskPredictor]):
 
     def plan(self, inputs: HeadInputs) -> Plan:
         guess, prefix = self.guess(inputs, self.predicted.prefix), inputs.grid.prefix
-        return Plan(TokenMask(self.choose(keys_above, guess, self.predicted.score, (prefix, prefix))))
+        seen, groups = self.choose(keys_above, guess, self.predicted.score, (prefix, prefix))
+        return Plan(TokenMask(seen, query_groups=groups))
 
     @torch.no_grad()
     def definition(self, inputs: HeadInputs) -> Tensor:

@@ -174,7 +174,9 @@ def _token_sets(grid: Grid, dice: Dice) -> Layout:
     if dice.one_in(2):
         index = index.where(dice.chances(0.6, *lead, grid.image_tokens, 1), -1)
     index = index.int() if dice.one_in(3) else index
-    return TokenSets(index, keys, queries_all=grid.prefix, keys_all=dice.pick((0, min(grid.prefix, keys))))
+    keys_all = dice.pick((0, min(grid.prefix, keys)))
+    groups = _groups(grid.image_tokens, dice)
+    return TokenSets(index, keys, queries_all=grid.prefix, keys_all=keys_all, query_groups=groups)
 
 
 def _token_mask(grid: Grid, dice: Dice) -> Layout:
@@ -183,7 +185,15 @@ def _token_mask(grid: Grid, dice: Dice) -> Layout:
     mask = dice.chances(dice.pick((0.1, 0.5, 0.9)), *lead, grid.tokens, keys)
     if dice.one_in(2):
         mask = mask & dice.chances(0.7, *lead, grid.tokens, 1)
-    return TokenMask(mask)
+    return TokenMask(mask, query_groups=_groups(grid.tokens, dice))
+
+
+def _groups(queries: int, dice: Dice) -> Tensor | None:
+    """Groups in one of their forms, of queries that may share nothing."""
+    if dice.one_in(2):
+        return None
+    groups = dice.integers(-1, 3, *dice.pick(((), (dice.heads,), dice.lead())), queries)
+    return groups.int() if dice.one_in(3) else groups
 
 
 _MAKERS: dict[str, Callable[[Grid, Dice], Layout]] = {

@@ -38,11 +38,11 @@ def problems(dtype=torch.float32):
     keys = torch.rand(1, 3, SIZES[1], generator=generator) < 0.6
     bias = torch.randn(1, 3, 1, SIZES[1], generator=generator, dtype=dtype)
     return [
-        (q, k, v, TokenSets(lists(2, 3), SIZES[1]).index, keys, None, PREFIX[1], PREFIX[0], 0.3),
-        (q, k, v, TokenSets(lists(1, 1), SIZES[1]).index, None, bias, PREFIX[1], PREFIX[0], 0.3),
-        (q, k, v, mask, None, None, 0, 0, -0.3),
-        (q, k, v, mask, keys, bias, 0, 0, 0.3),
-        (q, k, v, mask[..., PREFIX[1] :, :], keys, None, PREFIX[1], PREFIX[0], 0.3),
+        (q, k, v, TokenSets(lists(2, 3), SIZES[1]).index, keys, None, PREFIX[1], PREFIX[0], 0.3, None),
+        (q, k, v, TokenSets(lists(1, 1), SIZES[1]).index, None, bias, PREFIX[1], PREFIX[0], 0.3, None),
+        (q, k, v, mask, None, None, 0, 0, -0.3, None),
+        (q, k, v, mask, keys, bias, 0, 0, 0.3, None),
+        (q, k, v, mask[..., PREFIX[1] :, :], keys, None, PREFIX[1], PREFIX[0], 0.3, None),
     ]
 
 
@@ -71,7 +71,7 @@ def test_gradients_do_not_depend_on_how_large_chunks_are(monkeypatch, number, lo
     monkeypatch.setattr(token_sets, "LOGITS", logits)
     arguments = with_gradients(problems(torch.float64)[number])
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
-    q, k, v, table, keys, bias, queries_all, keys_all, scale = arguments
+    q, k, v, table, keys, bias, queries_all, keys_all, scale, _ = arguments
     if table.dtype == torch.bool:
         # What the mask says of keys that all see does not count.
         layout = TokenMask(framed(table[..., keys_all:], queries_all, keys_all), key_mask=keys)
@@ -127,7 +127,7 @@ def test_counted_operations():
     pairs = 2 * 3 * (1 * 11 + 8 * 6)
     width = q.shape[3]
     with FlopCounterMode(display=False) as counter:
-        out, *_ = TOKEN_SETS.op(q, k, v, index, None, None, PREFIX[1], PREFIX[0], 1.0)
+        out, *_ = TOKEN_SETS.op(q, k, v, index, None, None, PREFIX[1], PREFIX[0], 1.0, None)
     assert counter.get_total_flops() == 2 * pairs * (width + 5)
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
@@ -201,7 +201,9 @@ def test_keys_that_nobody_sees_may_hold_anything(spoiled, dtype, where):
 def test_lists_of_int32_give_the_same():
     q, k, v = random_qkv(SIZES, batch=2, heads=3)
     index = TokenSets(lists(2, 3), SIZES[1]).index
-    wide, short = (TOKEN_SETS.op(q, k, v, one, None, None, PREFIX[1], PREFIX[0], 0.3) for one in (index, index.int()))
+    wide, short = (
+        TOKEN_SETS.op(q, k, v, one, None, None, PREFIX[1], PREFIX[0], 0.3, None) for one in (index, index.int())
+    )
     assert all(torch.equal(one, other) for one, other in zip(wide, short, strict=True))
 
 

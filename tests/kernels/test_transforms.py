@@ -95,7 +95,7 @@ def test_compiled_derivatives(kind, way):
 def test_an_operator_refuses_rather_than_being_silently_constant(way):
     seen = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool)
     with pytest.raises(BackendError, match="attnkit::token_sets has a backward pass only"):
-        WAYS[way](lambda *qkv: TOKEN_SETS.op(*qkv, seen, None, None, 0, 0, 1.0)[0])
+        WAYS[way](lambda *qkv: TOKEN_SETS.op(*qkv, seen, None, None, 0, 0, 1.0, None)[0])
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

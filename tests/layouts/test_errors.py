@@ -104,6 +104,18 @@ MISTAKES = {
         lambda: TokenSets(NONE, 4, queries_all=-1),
         r"an integer >= 0 as queries_all, but got -1",
     ),
+    "groups of other queries": (
+        lambda: TokenSets(integers(3, 2), 4, queries_all=1, query_groups=integers(4)),
+        r"TokenSets needs query_groups as an integer tensor \(B or 1, heads or 1, 3\).* but got torch\.int64 \(4,\)",
+    ),
+    "groups of floats": (
+        lambda: TokenMask(torch.ones(2, 2, dtype=torch.bool), query_groups=torch.zeros(2)),
+        r"TokenMask needs query_groups as an integer tensor .* but got torch\.float32 \(2,\)",
+    ),
+    "groups of other heads": (
+        lambda: TokenMask(torch.ones(3, 2, 2, dtype=torch.bool), query_groups=integers(2, 2)),
+        r"must vary over the same \(items, heads\)",
+    ),
     "mask of numbers": (lambda: TokenMask(torch.ones(2, 2)), r"needs a bool tensor .* but got torch\.float32 \(2, 2\)"),
     "mask of one axis": (lambda: TokenMask(torch.ones(2, dtype=torch.bool)), r"needs a bool tensor .* \(2,\)"),
     "table of even extent": (lambda: RelativeTable(torch.zeros(2, 3, 4), GRID), r"odd extent per axis .* \(2, 3, 4\)"),

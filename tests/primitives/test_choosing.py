@@ -45,18 +45,35 @@ def test_the_best_of_whole_matrices(fields, budget):
     scores = guess.all_scores()
     kept = scores.sort(-1, descending=True).values[..., :budget]
     for seen in (
-        best_keys(guess, budget),
-        torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best_lists(guess, budget).long(), True),
+        best_keys(guess, budget).keys,
+        torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best_lists(guess, budget).keys.long(), True),
     ):
         assert (seen.sum(-1) == budget).all()
         found = scores.masked_fill(~seen, -torch.inf).sort(-1, descending=True).values[..., :budget]
         # Sums of eight products in another order.
         torch.testing.assert_close(found, kept, rtol=1e-5, atol=1e-6)
-    framed = best_keys(guess, budget, (2, 1))
-    assert torch.equal(framed[:, :, 2:, 1:], best_keys(guess, budget))
+    framed = best_keys(guess, budget, (2, 1)).keys
+    assert torch.equal(framed[:, :, 2:, 1:], best_keys(guess, budget).keys)
     assert framed[:, :, :2].all() and framed[..., :1].all()
-    assert (best_lists(guess, budget, 3) == best_lists(guess, budget) + 3).all()
-    assert best_lists(guess, budget).dtype == torch.int32
+    assert (best_lists(guess, budget, 3).keys == best_lists(guess, budget).keys + 3).all()
+    assert best_lists(guess, budget).keys.dtype == torch.int32
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("fields", FORMS, ids=str)
+def test_groups_are_the_largest_shares(fields, monkeypatch):
+    """Off the CPU, where tiles take queries of a group together."""
+    guess = random_guess(**fields)
+    ways = (lambda: best_keys(guess, 7, (2, 1)), lambda: best_lists(guess, 7), lambda: keys_above(guess, 0.6, (2, 0)))
+    plain = [one() for one in ways]
+    assert [one.groups for one in plain] == [None] * 3
+    monkeypatch.setattr(choosing, "_grouping", lambda query: True)
+    right = (guess.query @ guess.pooled).argmax(-1).int()
+    for way, before, prefix in zip(ways, plain, (2, 0, 2), strict=True):
+        keys, groups = way()
+        assert torch.equal(keys, before.keys)
+        assert groups.dtype == torch.int32 and (groups[..., :prefix] == -1).all()
+        assert torch.equal(groups[..., prefix:], right)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -64,7 +81,7 @@ def test_the_best_of_whole_matrices(fields, budget):
 def test_scores_above_a_number(fields):
     guess = random_guess(**fields)
     scores = guess.all_scores()
-    seen = keys_above(guess, 0.6, (1, 2))
+    seen = keys_above(guess, 0.6, (1, 2)).keys
     assert seen[:, :, :1].all() and seen[..., :2].all()
     clear = (scores - 0.6).abs() > 1e-5
     assert torch.equal(seen[:, :, 1:, 2:] & clear, (scores > 0.6) & clear)
@@ -73,8 +90,8 @@ def test_scores_above_a_number(fields):
 @pytest.mark.usefixtures("small_pieces")
 def test_an_item_with_a_smaller_budget():
     guess = random_guess()
-    seen = best_keys(guess, 10, (0, 0), torch.tensor([4, 99]))
-    assert torch.equal(seen[:1], best_keys(guess, 4)[:1]) and torch.equal(seen[1:], best_keys(guess, 10)[1:])
+    seen = best_keys(guess, 10, (0, 0), torch.tensor([4, 99])).keys
+    assert torch.equal(seen[:1], best_keys(guess, 4).keys[:1]) and torch.equal(seen[1:], best_keys(guess, 10).keys[1:])
 
 
 # Single rows, some queries of a head, one head, two of three, one item, both.
@@ -85,8 +102,8 @@ def test_the_same_choice_where_no_value_may_be_looked_at(fields, many, monkeypat
     guess, most = random_guess(**fields), torch.tensor([3, 99])
 
     def chosen():
-        best = [best_keys(guess, budget, (1, 2), own) for budget in (1, 9, 50) for own in (None, most)]
-        return [*best, best_lists(guess, 9).sort(-1).values, keys_above(guess, 0.6)]
+        best = [best_keys(guess, budget, (1, 2), own).keys for budget in (1, 9, 50) for own in (None, most)]
+        return [*best, best_lists(guess, 9).keys.sort(-1).values, keys_above(guess, 0.6).keys]
 
     right = chosen()
     for module in (choosing, highest):
@@ -94,7 +111,7 @@ def test_the_same_choice_where_no_value_may_be_looked_at(fields, many, monkeypat
     monkeypatch.setattr(choosing, "MANY", many)
     for one, other in zip(chosen(), right, strict=True):
         assert torch.equal(one, other)
-    counts = best_keys(guess, 9, (0, 0), most).sum(-1)
+    counts = best_keys(guess, 9, (0, 0), most).keys.sum(-1)
     assert (counts[0] == 3).all() and (counts[1] == 9).all()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from attnkit.kernels.call import AttendCall, AttendResult
 from attnkit.kernels.chunked.family import Family
 from attnkit.kernels.costs import Work, pairs
 from attnkit.kernels.ops.registering import exporting
-from attnkit.kernels.ops.token_sets import TOKEN_SETS
+from attnkit.kernels.ops.token_sets import TOKEN_SETS, SetTables
 from attnkit.kernels.token_set_calls import computed_by_token_sets
 
 # Logits that are made at one time; two or three arrays of as many numbers are at work.
@@ -51,13 +51,9 @@ class _Problem:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        table: Tensor,
-        key_mask: Tensor | None,
-        bias: Tensor | None,
-        queries_all: int,
-        keys_all: int,
-        scale: float,
+        tables: SetTables,
     ) -> None:
+        table, key_mask, bias, queries_all, keys_all, scale, _ = tables
         self.q, self.k, self.v, self.table, self.bias = q, k, v, table, bias
         self.queries_all, self.keys_all, self.scale = queries_all, keys_all, scale
         self.dtype = torch.float64 if torch.float64 in (q.dtype, v.dtype) else torch.float32
@@ -161,8 +157,8 @@ class _Problem:
         return self._logits[: like.numel()].view(like.shape)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _Problem(q, k, v, *rest)  # type: ignore[arg-type]
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _Problem(q, k, v, SetTables(*rest))
     batch, heads, queries = q.shape[:3]
     out = v.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
     lse = q.new_empty(batch, heads, queries, dtype=problem.dtype)
@@ -188,10 +184,10 @@ def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    *rest: object,
+    *rest: Any,
 ) -> list[Tensor]:
-    problem = _Problem(q, k, v, *rest[:-1])  # type: ignore[arg-type]
-    needs: list[bool] = rest[-1]  # type: ignore[assignment]
+    problem = _Problem(q, k, v, SetTables(*rest[:-1]))
+    needs: list[bool] = rest[-1]
     bias, dtype = problem.bias, problem.dtype
     grads = [torch.empty_like(one) if need else None for one, need in zip((q, k, v), needs[:3], strict=True)]
     grad_bias = torch.zeros(bias.shape, dtype=dtype, device=q.device) if bias is not None and needs[3] else None

@@ -19,6 +19,7 @@ class SetTables(NamedTuple):
     queries_all: int
     keys_all: int
     scale: float
+    order: Tensor | None = None
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, ...]:
@@ -39,6 +40,7 @@ def _work(
     queries_all: int,
     keys_all: int,
     scale: float,
+    order: Tensor | None,
 ) -> tuple[int, int]:
     """Multiply-adds over the keys that a list has room for, or over all where there is a mask."""
     batch, heads, queries, width = q.shape
@@ -54,9 +56,11 @@ def token_sets_pair(name: str) -> OpPair:
         name,
         # Table, of all queries but the first `queries_all`, which see every key: their keys (B or 1, heads or 1,
         # Nq - queries_all, K), or a bool mask (B or 1, heads or 1, Nq - queries_all, Nk). All queries see the first
-        # `keys_all` keys, whatever it says.
+        # `keys_all` keys, whatever it says. Order, int32 (B or 1, heads or 1, Nq - queries_all) or None: the numbers
+        # of the table's rows, those beside each other that see the same keys. It changes no result, and kernels that
+        # take queries one by one do not read it.
         arguments="Tensor q, Tensor k, Tensor v, Tensor table, Tensor? key_mask, Tensor? bias, int queries_all, "
-        "int keys_all, float scale",
+        "int keys_all, float scale, Tensor? order",
         # log(total) + peak: (B, heads, Nq) in float32, or float64 for it, the lse. `peak` is -inf where no key is seen,
         # and `total` 1. Under a bias a kernel that needs them for its backward pass keeps them apart, since beside -1e9
         # their sum has lost the denominator; elsewhere `total` may be 1 and `peak` the lse.

@@ -81,12 +81,14 @@ class TritonBackend(MeasuredBackend):
         if isinstance(call.layout, Stencil):
             return computed_by_stencil(call, STENCIL_PAIR.op)
         if isinstance(call.layout, (TokenMask, TokenSets)):
-            return computed_by_token_sets(call, TOKEN_PAIR)
+            return computed_by_token_sets(call, TOKEN_PAIR, ordered=True)
         if shares_tiles(call):
             return computed_packed(call, TOKEN_PAIR)
         return computed_by_blocks(call, PAIR)
 
     def how(self, call: AttendCall) -> str:
+        if isinstance(call.layout, (TokenMask, TokenSets)) and call.layout.query_groups is not None:
+            return "tiles take queries of a group together"
         if not shares_tiles(call):
             return ""
         tokens = cast("Blocks", call.layout).order.token.shape[3]

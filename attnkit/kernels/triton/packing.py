@@ -49,4 +49,6 @@ def computed_packed(call: AttendCall, pair: OpPair) -> AttendResult:
     assert isinstance(layout, Blocks)
     prefix = layout.prefix
     mask = framed(layout.image_mask(), 0, prefix)
-    return computed_by_table(call, mask, (prefix, prefix), layout.key_mask, pair)
+    # Tokens of a region see the same keys.
+    order = layout.order.slot.argsort(dim=-1).int()
+    return computed_by_table(call, mask, (prefix, prefix), layout.key_mask, pair, order)

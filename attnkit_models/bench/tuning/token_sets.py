@@ -91,10 +91,10 @@ def _lists(line: Line, room: Room) -> Given:
     side = room.side * 7 // 16
     # Lists of each head take more memory than what they list.
     q, k, v = (one[: -(-room.images // 2)] for one in room.projected(PREFIX + side**2, line.head_dim, line.dtype))
-    scores = _scores(room, side, q.shape[0], room.heads)
+    scores, order = _scores(room, side, q.shape[0], room.heads)
     index = PREFIX + scores.topk(max(side**2 // KEPT, 1)).indices
     bias = room.normal(1, room.heads, PREFIX + side**2, PREFIX + side**2) if line.tables else None
-    arguments = (q, k, v, index, None, bias, PREFIX, PREFIX, line.head_dim**-0.5)
+    arguments = (q, k, v, index, None, bias, PREFIX, PREFIX, line.head_dim**-0.5, order)
     return Given(arguments, [True, True, True, line.tables])
 
 
@@ -102,18 +102,21 @@ def _masked(line: Line, room: Room) -> Given:
     side = room.side * 7 // 8
     # Pairs grow with the square of the tokens.
     q, k, v = (one[: -(-room.images // 8)] for one in room.projected(side**2, line.head_dim, line.dtype))
-    scores = _scores(room, side, q.shape[0], 1)
+    scores, order = _scores(room, side, q.shape[0], 1)
     least = scores.topk(max(side**2 // KEPT, 1)).values[..., -1:]
     # One for each key, as tokens have it that stand for several.
     bias = room.normal(1, room.heads, 1, side**2, dtype=line.dtype) if line.tables else None
-    arguments = (q, k, v, scores >= least, None, bias, 0, 0, line.head_dim**-0.5)
+    arguments = (q, k, v, scores >= least, None, bias, 0, 0, line.head_dim**-0.5, order)
     return Given(arguments, [True, True, True, line.tables])
 
 
-def _scores(room: Room, side: int, images: int, heads: int) -> Tensor:
-    """Scores (B, heads, N, N): sums of few patterns that change slowly over the map."""
+def _scores(room: Room, side: int, images: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Scores (B, heads, N, N), sums of few patterns that change slowly over the map, and the order (B, heads, N) of
+    queries by the pattern of which they have most."""
     queries, keys = (
         F.interpolate(room.normal(images * heads, RANK, SMOOTH, SMOOTH), size=(side, side), mode="bilinear").flatten(2)
         for _ in range(2)
     )
-    return torch.einsum("brq,brk->bqk", queries, keys).unflatten(0, (images, heads))
+    order = queries.argmax(1).argsort(dim=-1, stable=True).int()
+    scores = torch.einsum("brq,brk->bqk", queries, keys)
+    return scores.unflatten(0, (images, heads)), order.unflatten(0, (images, heads))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
-from attnkit import Grid
-from attnkit.kernels import dispatch
+from attnkit import CompetingMaskPredictor, Grid, HeadMix, MaskPredictor, ThresholdMaskPredictor
+from attnkit.kernels import dispatch, recording
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.ops.stencil import STENCIL
 from attnkit.kernels.triton import backend, version
@@ -64,6 +65,36 @@ def test_dense_attention_where_tiles_would_see_nearly_everything(layout, backend
         assert dispatch.choose(call.replace(return_lse=True)) == "triton"
         told = dispatch.why_not_others(call, backend).get("triton", ("",))[0]
     assert why in told
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize(
+    "group",
+    [
+        MaskPredictor(2, 64, 0.1),
+        MaskPredictor(2, 64, 0.5),
+        ThresholdMaskPredictor(2, 64),
+        CompetingMaskPredictor(2, 64, 0.25, least_share=0.01),
+    ],
+    ids=lambda group: group.kind,
+)
+def test_tiles_take_queries_together_that_share_a_basis_row(group, prefix):
+    """On a GPU mask predictors say which; on the CPU nobody asks."""
+    mix, grid = HeadMix(32, [group]), Grid(8, 8, prefix=prefix)
+    shapes = {name: one.shape for name, one in mix.state_dict().items()}
+    with FakeTensorMode(), torch.device("cuda"):
+        state = {name: torch.empty(shape) for name, shape in shapes.items()}
+        with recording() as choices:
+            functional_call(mix, state, (torch.empty(3, grid.tokens, 32), grid))
+    (choice,) = choices
+    layout = choice.call.layout
+    rows = layout.num_queries - layout.global_queries
+    assert choice.backend == "triton" and layout.query_groups.shape == (3, 2, rows)
+    assert backend.TritonBackend().how(choice.call) == "tiles take queries of a group together"
+    with recording() as choices:
+        mix(torch.zeros(3, grid.tokens, 32), grid)
+    assert choices[0].call.layout.query_groups is None
+    assert backend.TritonBackend().how(choices[0].call) == ""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -19,6 +20,7 @@ from attnkit.kernels.ops.token_sets import SetTables
 from attnkit.kernels.triton import sweeping
 from attnkit.kernels.triton.devices import DEVICE_CLASSES, SHARED
 from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.table import Table
 from attnkit.kernels.triton.token_sets import configs, sweep
 from attnkit.kernels.triton.token_sets.configs import DIRECTIONS, HEAD_DIMS, NUMBERS, PATH
 from attnkit.kernels.triton.token_sets.sweep import Line
@@ -114,7 +116,45 @@ def test_the_table_has_known_names_only_and_is_as_it_would_be_written():
         for numbers in directions.values():
             assert set(numbers) <= set(NUMBERS)
             assert all(set(widths) <= set(map(str, HEAD_DIMS)) for widths in numbers.values())
-    assert configs.written() == PATH.read_text(encoding="utf-8")
+    assert Table.of(PATH).written() == PATH.read_text(encoding="utf-8")
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("bias", "order", "kept"),
+    [
+        (None, (2, 3), True),
+        ((2, 3, 64, 64), (2, 3), True),
+        ((1, 3, 64, 64), (1, 3), True),
+        ((1, 3, 64, 64), (2, 1), False),
+        ((2, 1, 64, 64), (1, 3), False),
+        ((1, 1, 64, 64), (1, 1), True),
+        ((1, 1, 64, 64), (2, 3), False),
+        # Added up by queries or keys, of one item and head.
+        ((1, 1, 64, 1), (2, 3), True),
+        ((1, 1, 1, 64), (2, 3), True),
+    ],
+)
+def test_a_bias_of_pairs_is_added_up_in_one_order(bias, order, kept):
+    """Else a program that goes over the items and heads that share it would find another's queries in some of them."""
+    from attnkit.kernels.triton.token_sets.launches import backward_of, forward_of
+
+    made = functools.partial(torch.empty, device="meta")
+    q = made(2, 3, 64, 16)
+    table, given = made(2, 3, 64, 64, dtype=torch.bool), None if bias is None else made(bias)
+    tables = SetTables(table, None, given, 0, 0, 1.0, made(*order, 64, dtype=torch.int32))
+    out = forward_of(q, q, q, tables, "sm_90")
+    for needed in (False, bias is not None):
+        rest = (q, None, out.out, out.total, out.peak, q, q, q, tables, [True, True, True, needed])
+        steps = backward_of(*rest, "sm_90").steps
+        orders = {
+            step.kernel.__name__: step.arguments["order"]
+            for step in steps
+            if isinstance(step, Launch) and not step.constants.get("TURNED")
+        }
+        assert ("token_sets_bias_gradient" in orders) is (needed and 1 not in bias[2:])
+        orders.pop("token_sets_key_gradient")
+        assert {one is not None for one in orders.values()} == {kept or not needed}
 
 
 @compiles

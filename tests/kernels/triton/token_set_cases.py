@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,14 +59,21 @@ def mask(*lead: int, rows: int = QUERIES, keys: int = KEYS, share: float = 0.2, 
     return TokenMask(seen)
 
 
+def grouped(layout: TokenSets | TokenMask, *lead: int) -> TokenSets | TokenMask:
+    """The same layout with random groups of queries."""
+    rows = layout.num_queries - layout.global_queries
+    groups = torch.randint(-1, 4, (*lead, rows), generator=torch.Generator().manual_seed(7))
+    return replace(layout, query_groups=groups)
+
+
 def of_int32(layout: TokenSets) -> TokenSets:
     return TokenSets(layout.index.int(), layout.keys, unique=True)
 
 
-def grouped() -> TokenSets:
+def far_sharing(groups: bool) -> TokenSets:
     """Queries that share all keys with others far away, so that tiles of neighbours see everything."""
     rows = torch.arange(32)[:, None] % 4
-    return TokenSets(rows * 5 + torch.arange(5), KEYS)
+    return TokenSets(rows * 5 + torch.arange(5), KEYS, query_groups=rows[:, 0] if groups else None)
 
 
 CASES: dict[str, Case] = {
@@ -87,7 +94,27 @@ CASES: dict[str, Case] = {
     "lists, one number for each head": Case(lambda: lists(ITEMS, 1), options={"bias": (1, 0, 1, 1)}),
     "long lists": Case(lambda: lists(1, HEADS, rows=5, keys=150, slots=70, keys_all=1)),
     "lists of one key": Case(lambda: lists(1, HEADS, slots=1), (3, 1)),
-    "lists that far queries share": Case(grouped, options={"scale": -0.4}),
+    "lists that far queries share": Case(lambda: far_sharing(False), options={"scale": -0.4}),
+    "lists that a group shares": Case(lambda: far_sharing(True), options={"scale": -0.4}),
+    "groups per item and head": Case(lambda: grouped(lists(ITEMS, HEADS, queries_all=1, keys_all=2), ITEMS, HEADS)),
+    "groups per head of lists for all": Case(lambda: grouped(lists(1, 1), HEADS)),
+    "groups per item, keys hidden per head, a bias per item and head": Case(
+        lambda: grouped(lists(1, 1, keys_all=1).restrict(some(1, HEADS, KEYS)), ITEMS, 1),
+        options={"bias": (0, 0, 0, 0)},
+    ),
+    "groups for all, a bias for all items and heads": Case(
+        lambda: grouped(mask(ITEMS, 1)), (8, 16), {"bias": (1, 1, 0, 0)}
+    ),
+    "groups per item, a bias per head": Case(
+        lambda: grouped(mask(1, HEADS), ITEMS, 1), (16, 16), {"bias": (1, 0, 0, 0)}
+    ),
+    "groups per head, a bias per item": Case(
+        lambda: grouped(lists(1, 1, queries_all=3), HEADS), options={"bias": (0, 1, 0, 0)}
+    ),
+    "groups per head, a bias per key": Case(lambda: grouped(mask(ITEMS, 1), HEADS), options={"bias": (1, 0, 1, 0)}),
+    "groups of a mask, tiles of the table": Case(
+        lambda: grouped(mask(1, HEADS, rows=70, keys=130), HEADS), (32, 32), tiles=True
+    ),
     "a mask per item and head": Case(lambda: mask(ITEMS, HEADS)),
     "a mask for all": Case(lambda: mask(1, 1), (32, 16)),
     "a mask per head, a bias": Case(lambda: mask(1, HEADS), options={"bias": (1, 0, 0, 0)}),
@@ -186,7 +213,7 @@ def check_operator(name: str, table: str, pair: OpPair, device: str) -> None:
     found = []
     for one, dtype, where in ((pair, torch.float32, device), (TOKEN_SETS, torch.float64, "cpu")):
         place = [table.to(where, dtype if table.is_floating_point() else None) for table in [*given, *tables]]
-        rest = [*place, 1, 1, 0.3]
+        rest = [*place, 1, 1, 0.3, None]
         out, total, peak = one.op(*rest)
         grads = [
             random_tensor(*output.shape, seed=at).to(where, dtype) if arrives else None
@@ -253,8 +280,6 @@ def answers_of_output(layout: TokenSets | TokenMask, given: list[Tensor], comput
 
 def moved(layout: TokenSets | TokenMask, device: str) -> TokenSets | TokenMask:
     """The layout with its tables on another device."""
-    keys = None if layout.key_mask is None else layout.key_mask.to(device)
-    if isinstance(layout, TokenMask):
-        return TokenMask(layout.mask.to(device), key_mask=keys)
-    prefix = {"queries_all": layout.queries_all, "keys_all": layout.keys_all}
-    return TokenSets(layout.index.to(device), layout.keys, unique=True, key_mask=keys, **prefix)
+    tables = {"index": None, "mask": None, "query_groups": None, "key_mask": None}
+    tables = {name: getattr(layout, name) for name in tables if getattr(layout, name, None) is not None}
+    return replace(layout, **{name: table.to(device) for name, table in tables.items()})

@@ -30,6 +30,7 @@ def token_sets_bias_gradient(
     lists,
     words,
     counts,
+    order,
     bias,
     scale,
     grad_bias_b,
@@ -56,6 +57,8 @@ def token_sets_bias_gradient(
     bias_k,
     set_b,
     set_h,
+    order_b,
+    order_h,
     heads,
     tiles,
     queries,
@@ -80,6 +83,7 @@ def token_sets_bias_gradient(
         total: the same for the sums of powers.
         peak: the same for the largest logits.
         lists: keys of the tiles, with their `words` and `counts`.
+        order: the order of the queries outside the first `queries_all`, one for all that share a bias; or None.
         own_heads: heads the bias has.
         shared_items: items over which it broadcasts; 1 where it has all.
         shared_heads: heads over which it broadcasts; 1 where it has all.
@@ -87,12 +91,14 @@ def token_sets_bias_gradient(
     tile, _, own_item, own_head = placed(tiles, 1, own_heads)
     bits = row_bits(BLOCK_M)
     grad_bias += own_item * grad_bias_b + own_head * grad_bias_h
+    if order is not None:
+        order += own_item * order_b + own_head * order_h
     for at in range(shared_items * shared_heads):
         # The counters of what is not shared stand still.
         item, head = own_item + at // shared_heads, own_head + at % shared_heads
         number = item * set_b + head * set_h
         query, count, keys_listed, words_listed = tile_of(
-            lists, words, counts, number, tile, tiles, queries, keys, queries_all, BLOCK_M
+            lists, words, counts, order, number, tile, tiles, queries, keys, queries_all, BLOCK_M
         )
         rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
         theirs = grad_out + item * grad_out_b + head * grad_out_h

@@ -81,8 +81,3 @@ def spot_of(direction: Direction, head_dim: int, dtype: torch.dtype, bias: bool 
 def padded_dim(head_dim: int) -> int:
     """The power of two, at least 16, that a tile has for a head dim."""
     return next(width for width in HEAD_DIMS if head_dim <= width)
-
-
-def written() -> str:
-    """This process's table as the text of `configs.json`."""
-    return _TABLE.written()

@@ -27,6 +27,7 @@ def token_sets_forward(
     lists,
     words,
     counts,
+    order,
     bias,
     scale,
     q_b,
@@ -51,6 +52,8 @@ def token_sets_forward(
     bias_k,
     set_b,
     set_h,
+    order_b,
+    order_h,
     heads,
     tiles,
     queries,
@@ -70,12 +73,17 @@ def token_sets_forward(
         total: float32 (B, heads, queries), written here; 1 without a bias.
         peak: the same, -infinity where nothing is seen; the lse without a bias.
         lists: keys of the tiles, with their `words` and `counts`; see `attnkit.kernels.triton.token_sets.unions`.
+        order: the order of the queries outside the first `queries_all`, or None; see `row_tokens` there.
         scale: factor of the logits.
         set_b: the lists of an item and head are those of the set `item * set_b + head * set_h`.
     """
     tile, _, item, head = placed(tiles, 1, heads)
     number = item * set_b + head * set_h
-    query, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, queries, keys, queries_all, BLOCK_M)
+    if order is not None:
+        order += item * order_b + head * order_h
+    query, count, lists, words = tile_of(
+        lists, words, counts, order, number, tile, tiles, queries, keys, queries_all, BLOCK_M
+    )
     bits = row_bits(BLOCK_M)
     rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
     k += item * k_b + head * k_h
@@ -106,9 +114,9 @@ def token_sets_forward(
 
 
 @triton.jit
-def tile_of(lists, words, counts, number, tile, tiles, tokens, columns, apart, BLOCK: tl.constexpr):
+def tile_of(lists, words, counts, order, number, tile, tiles, tokens, columns, apart, BLOCK: tl.constexpr):
     """The tokens of a tile's rows, and how long its list is and where it stands; of set `number`."""
-    own = row_tokens(tile, tokens, apart, BLOCK).to(tl.int64)
+    own = row_tokens(order, tile, tokens, apart, BLOCK).to(tl.int64)
     at = number * tiles + tile
     return own, tl.load(counts + at), lists + at * columns, words + at * columns
 

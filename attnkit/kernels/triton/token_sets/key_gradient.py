@@ -32,6 +32,7 @@ def token_sets_key_gradient(
     lists,
     words,
     counts,
+    order,
     bias,
     scale,
     grad_k_b,
@@ -64,6 +65,8 @@ def token_sets_key_gradient(
     bias_k,
     set_b,
     set_h,
+    order_b,
+    order_h,
     heads,
     tiles,
     queries,
@@ -85,11 +88,16 @@ def token_sets_key_gradient(
         total: the same for the sums of powers, or None without a bias.
         peak: the same for the largest logits; the lse without a bias.
         lists: queries of the tiles of keys, with their `words` and `counts`.
+        order: the order of the keys outside the first `keys_all`, or None.
         scale: factor of the logits.
     """
     tile, _, item, head = placed(tiles, 1, heads)
     number = item * set_b + head * set_h
-    key, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, keys, queries, keys_all, BLOCK_M)
+    if order is not None:
+        order += item * order_b + head * order_h
+    key, count, lists, words = tile_of(
+        lists, words, counts, order, number, tile, tiles, keys, queries, keys_all, BLOCK_M
+    )
     bits = row_bits(BLOCK_M)
     near = rows_at(k + item * k_b + head * k_h, key, k_n, k_d, WIDTH, BLOCK_D, True)
     values = rows_at(v + item * v_b + head * v_h, key, v_n, v_d, VALUE_WIDTH, BLOCK_V, True)

@@ -39,7 +39,28 @@ class Cleared:
         self.memory.zero_()
 
 
-Step: TypeAlias = "Launch | Cleared"
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """An order of the keys: those that many queries see come first, so that few tiles of keys are seen by nearly all
+    queries, and the others by few.
+
+    Attributes:
+        order: int32 (items or 1, heads or 1, keys - first), written here.
+        seers: bytes (sets, tiles, keys), how many queries of a tile see a key.
+        first: keys before those that have a place in it.
+    """
+
+    order: Tensor
+    seers: Tensor
+    first: int
+
+    def run(self) -> None:
+        """Writes the order on the current stream."""
+        seen_by = self.seers[..., self.first :].sum(1, dtype=torch.int32)
+        self.order.copy_(seen_by.argsort(dim=-1, descending=True, stable=True).view_as(self.order))
+
+
+Step: TypeAlias = "Launch | Cleared | Ranked"
 
 
 class Forward(NamedTuple):
@@ -72,11 +93,13 @@ class Lists(NamedTuple):
         lists: int32 (sets, tiles, columns).
         words: int32 or int64 (sets, tiles, columns).
         counts: int32 (sets, tiles).
+        order: int32 (items or 1, heads or 1, tokens), the order of the rows that do not stand apart, or None.
     """
 
     lists: Tensor
     words: Tensor
     counts: Tensor
+    order: Tensor | None
 
     @property
     def tiles(self) -> int:
@@ -101,7 +124,7 @@ class _Call:
         self.device_class = device_class or (device_class_of(q.device) if q.is_cuda else "sm_90")
         # Triton reads bytes.
         self.key_mask = None if tables.key_mask is None else tables.key_mask.contiguous().view(torch.uint8)
-        leads = [one.shape[:2] for one in (tables.table, tables.key_mask) if one is not None]
+        leads = [one.shape[:2] for one in (tables.table, tables.key_mask, tables.order) if one is not None]
         self.set_items, self.set_heads = torch.broadcast_shapes(*leads)
         self.sets = self.set_items * self.set_heads
 
@@ -128,6 +151,7 @@ class _Call:
             "lists": near.lists,
             "words": near.words,
             "counts": near.counts,
+            **with_strides("order", near.order, "bh"),
             "set_b": self.set_heads if self.set_items > 1 else 0,
             "set_h": 1 if self.set_heads > 1 else 0,
             "scale": self.tables.scale,
@@ -137,24 +161,45 @@ class _Call:
             "keys": self.keys,
         }
 
-    def lists(self, rows: int, *, turned: bool) -> tuple[Lists, list[Step]]:
-        """The lists of tiles of so many queries or, turned, keys, and the steps that write them."""
+    def tiles(self, rows: int) -> int:
+        """Tiles of so many queries."""
+        return _tiles(self.queries, self.tables.queries_all, rows)
+
+    def lists(self, rows: int, seers: Tensor | None = None) -> tuple[Lists, list[Step]]:
+        """The lists of tiles of so many queries, and the steps that write them.
+
+        Args:
+            rows: queries of a tile.
+            seers: bytes (sets, tiles, keys) for how many of them see a key, or None.
+        """
+        return self._lists(rows, self.tables.order, seers, turned=False)
+
+    def lists_of_keys(self, rows: int, order: Tensor) -> tuple[Lists, list[Step]]:
+        """The lists of tiles of so many keys in some order, see `Ranked`, and the steps that write them."""
+        return self._lists(rows, order, None, turned=True)
+
+    def _lists(
+        self, rows: int, order: Tensor | None, seers: Tensor | None, *, turned: bool
+    ) -> tuple[Lists, list[Step]]:
         tables = self.tables
         tokens, columns, apart = self.queries, self.keys, tables.queries_all
         if turned:
             tokens, columns, apart = self.keys, self.queries, tables.keys_all
-        tiles = -(-apart // rows) + -(-(tokens - apart) // rows)
+        tiles = _tiles(tokens, apart, rows)
         made = self.q.new_empty
         found = Lists(
             made(self.sets, tiles, columns, dtype=torch.int32),
             made(self.sets, tiles, columns, dtype=torch.int64 if rows > 32 else torch.int32),
             made(self.sets, tiles, dtype=torch.int32),
+            order,
         )
         common = {
             "lists": found.lists,
             "words": found.words,
             "counts": found.counts,
+            "seers": seers,
             **with_strides("key_mask", self.key_mask, "bh"),
+            **with_strides("order", order, "bh"),
             "set_heads": self.set_heads,
             "tiles": tiles,
             "queries": self.queries,
@@ -210,7 +255,7 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: SetTables, device_class:
     out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)
     total, peak = (q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32) for _ in range(2))
     config = call.config("forward")
-    near, steps = call.lists(config.rows, turned=False)
+    near, steps = call.lists(config.rows)
     arguments = {
         **call.inputs(near),
         **with_strides("out", out, "bhnd"),
@@ -236,6 +281,8 @@ def backward_of(
     device_class: str | None = None,
 ) -> Backward:
     """The backward pass of `attnkit::token_sets`, with the arguments of its operator; see `forward_of`."""
+    if needs[3] and _differs(tables):
+        tables = tables._replace(order=None)
     call = _Call(q, k, v, tables, device_class)
     if grad_out is None:
         grad_out = v.new_zeros(()).expand(out.shape)
@@ -246,7 +293,11 @@ def backward_of(
     grad_q, grad_k, grad_v = (torch.empty_like(one) for one in (q, k, v))
     rows, columns, pairs = _bias_sums(call) if needs[3] else (None, None, None)
     config = call.config("query_gradient")
-    near, steps = call.lists(config.rows, turned=False)
+    to_keys = needs[1] or needs[2] or columns is not None
+    seers = None
+    if to_keys:
+        seers = q.new_empty(call.sets, call.tiles(config.rows), call.keys, dtype=torch.uint8)
+    near, steps = call.lists(config.rows, seers)
     arguments = {
         **call.inputs(near),
         **given,
@@ -259,9 +310,10 @@ def backward_of(
     steps = [*steps, _launch(token_sets_query_gradient, call, near, arguments, config)]
     if pairs is not None:
         steps += [Cleared(pairs), _bias_gradient(call, near, given, pairs, config)]
-    if needs[1] or needs[2] or columns is not None:
+    if seers is not None:
         config = call.config("key_gradient")
-        seeing, more = call.lists(config.rows, turned=True)
+        order = q.new_empty(call.set_items, call.set_heads, call.keys - tables.keys_all, dtype=torch.int32)
+        seeing, more = call.lists_of_keys(config.rows, order)
         arguments = {
             **call.inputs(seeing),
             **given,
@@ -270,10 +322,24 @@ def backward_of(
             "column_sums": columns,
             "keys_all": tables.keys_all,
         }
-        steps += [*more, _launch(token_sets_key_gradient, call, seeing, arguments, config)]
+        ranked = Ranked(order, seers, tables.keys_all)
+        steps += [ranked, *more, _launch(token_sets_key_gradient, call, seeing, arguments, config)]
     asked = [one if need else None for one, need in zip((grad_q, grad_k, grad_v), needs[:3], strict=True)]
     sums = next((one for one in (rows, columns, pairs) if one is not None), None)
     return Backward(steps, (asked[0], asked[1], asked[2]), sums)
+
+
+def _tiles(tokens: int, apart: int, rows: int) -> int:
+    return -(-apart // rows) + -(-(tokens - apart) // rows)
+
+
+def _differs(tables: SetTables) -> bool:
+    """Whether items or heads that share a bias of pairs have orders of their own: a program that adds up its gradient
+    would then find other queries in the next of them, which another program adds to as well."""
+    bias, order = tables.bias, tables.order
+    if bias is None or order is None or 1 in bias.shape[2:]:
+        return False
+    return any(varies > own for own, varies in zip(bias.shape[:2], order.shape[:2], strict=True))
 
 
 def _bias_sums(call: _Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -36,6 +36,7 @@ def token_sets_query_gradient(
     lists,
     words,
     counts,
+    order,
     bias,
     scale,
     grad_q_b,
@@ -71,6 +72,8 @@ def token_sets_query_gradient(
     bias_k,
     set_b,
     set_h,
+    order_b,
+    order_h,
     heads,
     tiles,
     queries,
@@ -95,11 +98,16 @@ def token_sets_query_gradient(
         grad_total: gradient of the sum of powers, or None.
         total: float32 (B, heads, queries) sums of powers, or None without a bias.
         peak: the same for the largest logits; the lse without a bias.
+        order: the order of the queries outside the first `queries_all`, or None.
         scale: factor of the logits.
     """
     tile, _, item, head = placed(tiles, 1, heads)
     number = item * set_b + head * set_h
-    query, count, lists, words = tile_of(lists, words, counts, number, tile, tiles, queries, keys, queries_all, BLOCK_M)
+    if order is not None:
+        order += item * order_b + head * order_h
+    query, count, lists, words = tile_of(
+        lists, words, counts, order, number, tile, tiles, queries, keys, queries_all, BLOCK_M
+    )
     bits = row_bits(BLOCK_M)
     rows = rows_at(q + item * q_b + head * q_h, query, q_n, q_d, WIDTH, BLOCK_D, True)
     grads = rows_at(

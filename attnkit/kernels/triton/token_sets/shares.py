@@ -35,7 +35,9 @@ def dense_instead(call: AttendCall) -> str:
     batch, heads, _, width = call.q.shape
     sets = layout.lead[0] * layout.lead[1] / max(batch * heads, 1)
     lists = isinstance(layout, TokenSets)
-    share = expected_share(layout.key_slots / max(layout.num_keys, 1)) if lists else 1.0
+    share = 1.0
+    if isinstance(layout, TokenSets):
+        share = expected_share(layout.key_slots / max(layout.num_keys, 1), layout.query_groups is not None)
     products = width / PRODUCTS.get(size, PRODUCTS[4])
     ours = TESTED * share * products + sets * (LISTED + FROM_KEYS * lists)
     dense = products + sets * (CONVERTED + 2 * size + FROM_LISTS * lists)
@@ -48,11 +50,10 @@ def dense_instead(call: AttendCall) -> str:
     return f"A mask {served} dense attention little, and tiles of queries may see nearly all keys"
 
 
-def expected_share(density: float) -> float:
+def expected_share(density: float, grouped: bool) -> float:
     """Share of the keys that a tile of 64 queries visits whose lists hold a share of them.
 
-    Counted for lists of trained mask predictors (`benchmarks/results/token-sets/unions.json`), tiles see at 196 tokens
-    as much as four queries would whose lists have nothing to do with each other; at 784, where less was learned, as
-    much as five to seven, which changes no choice at the densities counted.
+    Counted for lists of trained mask predictors (`benchmarks/results/token-sets/unions.json`), tiles of queries in
+    groups see as much as four would whose lists have nothing to do with each other, and without groups as five.
     """
-    return 1.0 - (1.0 - min(density, 1.0)) ** 4
+    return 1.0 - (1.0 - min(density, 1.0)) ** (4 if grouped else 5)

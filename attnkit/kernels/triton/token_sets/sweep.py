@@ -50,9 +50,10 @@ class Line(NamedTuple):
         direction: which result, or `"lists"`: of keys and of queries.
         numbers: one of `Numbers`.
         head_dim: one of `HEAD_DIMS`.
-        odd: whether heads are narrower than their tiles, lists are of int32, beside a token that all see, hidden keys
-            and a gradient of the lse; else a mask and none of these.
+        odd: whether heads are narrower than their tiles, lists are of int32, in an order of queries, beside a token
+            that all see, hidden keys and a gradient of the lse; else a mask and none of these.
         bias: whether there is one, with a number for each pair.
+        summed: whether it has one for each query instead, or for each key, whichever the direction adds up.
     """
 
     device_class: str
@@ -61,6 +62,7 @@ class Line(NamedTuple):
     head_dim: int
     odd: bool
     bias: bool
+    summed: bool = False
 
 
 def lines(devices: Sequence[str] = DEVICE_CLASSES, numbers: Sequence[Numbers] = NUMBERS) -> list[Line]:
@@ -70,7 +72,9 @@ def lines(devices: Sequence[str] = DEVICE_CLASSES, numbers: Sequence[Numbers] = 
     # The kind that needs more of all, and the other of what models have most.
     common = ("bfloat16", (HEAD_DIMS[0], 32, 64))
     every = (Line(*spot) for spot in (*lists, *spots))
-    return [line for line in every if line.odd or (line.numbers == common[0] and line.head_dim in common[1])]
+    found = [line for line in every if line.odd or (line.numbers == common[0] and line.head_dim in common[1])]
+    summed = (one for one in found if one.bias and not one.odd and one.direction != "forward")
+    return [*found, *(one._replace(summed=True) for one in summed)]
 
 
 def name(line: Line) -> str:
@@ -103,8 +107,9 @@ def launches(line: Line) -> list[Launch]:
         table = made(BATCH, HEADS, TOKENS, SLOTS, dtype=torch.int32)
     key_mask = made(BATCH, 1, tokens, dtype=torch.bool) if line.odd else None
     grad_total = made(BATCH, HEADS, tokens) if line.odd else None
-    bias = made(1, HEADS, tokens, tokens, dtype=torch.float32 if line.odd else dtype) if line.bias else None
-    tables = SetTables(table, key_mask, bias, prefix, prefix, 0.125)
+    bias = made(1, HEADS, *_numbers_of(line, tokens), dtype=torch.float32 if line.odd else dtype) if line.bias else None
+    order = made(1, HEADS, TOKENS, dtype=torch.int32) if line.odd else None
+    tables = SetTables(table, key_mask, bias, prefix, prefix, 0.125, order)
     with multiplying(line.numbers):
         first = forward_of(q, k, v, tables, line.device_class)
         grad, needs = torch.empty_like(first.out), [True, True, True, line.bias]
@@ -113,6 +118,13 @@ def launches(line: Line) -> list[Launch]:
         if line.direction != "forward":
             steps = backward_of(*given, tables, needs, line.device_class).steps  # type: ignore[arg-type]
     return list(_once(one for one in steps if isinstance(one, Launch) and _name(one) in KERNELS[line.direction]))
+
+
+def _numbers_of(line: Line, tokens: int) -> tuple[int, int]:
+    """Rows and columns of a bias."""
+    if not line.summed:
+        return tokens, tokens
+    return (1, tokens) if line.direction == "key_gradient" else (tokens, 1)
 
 
 def needs(line: Line) -> list[Needs]:

@@ -18,8 +18,8 @@ import triton.language as tl
 # Arguments of kernels that change with the image and the batch and on which no load of several numbers at once depends.
 COUNTS = (
     *("heads", "tiles", "queries", "keys", "queries_all", "keys_all", "rows", "slots", "first", "set_heads", "set_b"),
-    *("set_h", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h", "grad_total_b"),
-    *("grad_total_h", "own_heads", "shared_items", "shared_heads"),
+    *("set_h", "order_b", "order_h", "seen_s", "seen_b", "seen_h", "index_b", "index_h", "key_mask_b", "key_mask_h"),
+    *("grad_total_b", "grad_total_h", "own_heads", "shared_items", "shared_heads"),
 )
 
 
@@ -67,8 +67,10 @@ def token_set_unions(
     lists,
     words,
     counts,
+    seers,
     seen,
     key_mask,
+    order,
     seen_s,
     seen_b,
     seen_h,
@@ -76,6 +78,8 @@ def token_set_unions(
     seen_k,
     key_mask_b,
     key_mask_h,
+    order_b,
+    order_h,
     first,
     set_heads,
     tiles,
@@ -93,8 +97,10 @@ def token_set_unions(
         lists: int32 (sets, tiles, columns), columns being keys or, where TURNED, queries.
         words: int32, or int64 for more than 32 rows, of the same shape.
         counts: int32 (sets, tiles), how long a list is.
+        seers: bytes (sets, tiles, columns), how many rows see a column; or None.
         seen: bytes of the pairs, but for the first `queries_all` queries.
         key_mask: bytes of the keys, or None.
+        order: int32, in which order rows come; see `row_tokens`.
         seen_s: stride of a set counted from the first; those of items and heads are 0 then, or else this one is.
         first: number of the first set, which is `item * set_heads + head`.
         queries_all: how many of the first queries see every key.
@@ -106,7 +112,9 @@ def token_set_unions(
     if key_mask is not None:
         key_mask += item * key_mask_b + head * key_mask_h
     columns = queries if TURNED else keys
-    own = row_tokens(tile, keys if TURNED else queries, keys_all if TURNED else queries_all, BLOCK_M)
+    if order is not None:
+        order += item * order_b + head * order_h
+    own = row_tokens(order, tile, keys if TURNED else queries, keys_all if TURNED else queries_all, BLOCK_M)
     at = ((first + number) * tiles + tile) * columns
     bits = row_bits(BLOCK_M)
     count = tl.zeros((), tl.int32)
@@ -123,6 +131,9 @@ def token_set_unions(
         if key_mask is not None:
             shown = tl.load(key_mask + key, mask=(key >= 0) & (key < keys), other=0)
             met = met & (shown != 0)
+        if seers is not None:
+            number_of = tl.sum(tl.where(met, 1, 0), 0)
+            tl.store(seers + at + column, number_of.to(tl.uint8), mask=column < columns)
         word = tl.sum(tl.where(met, bits[:, None], 0), 0)
         some = tl.where(word != 0, 1, 0)
         spot = at + count + tl.cumsum(some, 0) - some
@@ -133,14 +144,17 @@ def token_set_unions(
 
 
 @triton.jit
-def row_tokens(tile, tokens, apart, BLOCK: tl.constexpr):
-    """The tokens of a tile's rows, -1 for none: one after another, but the first `apart` tokens, whose lists hold
-    everything, have tiles of their own."""
+def row_tokens(order, tile, tokens, apart, BLOCK: tl.constexpr):
+    """The tokens of a tile's rows, -1 for none: the first `apart` tokens, whose lists hold everything, in tiles of
+    their own, and the others, counted from there, in the order they are given, or one after another for None."""
     slot = tile * BLOCK + tl.arange(0, BLOCK)
     first = tl.cdiv(apart, BLOCK) * BLOCK
     token = tl.where(slot < first, slot, slot - first + apart)
     last = tl.where(slot < first, apart, tokens)
-    return tl.where(token < last, token, -1)
+    token = tl.where(token < last, token, -1)
+    if order is not None:
+        token = tl.where(token < apart, token, apart + tl.load(order + token - apart, mask=token >= apart, other=0))
+    return token
 
 
 @triton.jit

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import attnkit
 from attnkit import Grid, attend, use_backend
+from attnkit.kernels.call import AttendCall
+from attnkit.kernels.ops.token_sets import SetTables
 from attnkit.kernels.triton import backend
 from attnkit.kernels.triton.blocks import configs as block_configs
+from attnkit.kernels.triton.packing import computed_packed
 from attnkit.kernels.triton.token_sets import configs
 from attnkit.kernels.triton.token_sets.configs import Config
+from attnkit.kernels.triton.token_sets.launches import forward_of
 from attnkit.layouts import Blocks
 from attnkit.testing import random_qkv
 from tests.kernels.triton import block_cases
@@ -62,6 +68,27 @@ def test_as_in_tiles_of_their_own(monkeypatch):
     monkeypatch.setattr(backend, "shares_tiles", lambda call: False)
     for one, other in zip(packed, answers(SMALL, given, None, "triton"), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_take_tokens_of_a_region_together():
+    """Four regions of 4 fill a tile of 16, and see the same 4 regions; a row of the image has tokens of eight."""
+    index = torch.tensor([0, 1]) + torch.zeros(16, 1, dtype=torch.int64)
+    index = torch.cat([index, torch.arange(16)[:, None] // 4 * 2 + 2, torch.arange(16)[:, None] // 4 * 2 + 3], 1)
+    layout = Blocks.from_regions(Grid(4, 16), (2, 8), index[None, None])
+    counted = []
+
+    def op(q, k, v, *rest):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(configs, "configuration", lambda *_: Config(16, 16, 1, 1))
+            found = forward_of(q, k, v, SetTables(*rest))
+        for step in found.steps:
+            step.run()
+        counted.append(found.steps[0].arguments["counts"].flatten().tolist())
+        return found.out, found.total, found.peak
+
+    call = AttendCall(*random_qkv((64, 64), heads=2, head_dim=16, dtype=torch.float32), layout, 1.0)
+    computed_packed(call, SimpleNamespace(op=op))
+    assert counted == [[16] * 4]
 
 
 # Products with what is masked afterwards, and maxima of it, of which NumPy warns.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attnkit import attend
-from attnkit.kernels.ops.token_sets import TOKEN_SETS
-from attnkit.kernels.triton.token_sets import configs, launches
+from attnkit.kernels.ops.token_sets import TOKEN_SETS, SetTables
+from attnkit.kernels.triton.token_sets import configs, launches, unions
 from attnkit.kernels.triton.token_sets.configs import Config
 from attnkit.kernels.triton.token_sets.op import PAIR
 from attnkit.testing import random_qkv, random_tensor
@@ -42,11 +42,54 @@ def test_words_of_every_size(monkeypatch, rows):
     check(cases.Case(lambda: cases.lists(1, 2, rows=70, queries_all=1, keys_all=1)), "cpu")
 
 
+def visited(steps):
+    """How many columns each tile visits, of the queries' lists and of the keys'."""
+    found = {}
+    for step in steps:
+        step.run()
+        if getattr(step, "kernel", None) is unions.token_set_unions:
+            found[step.constants["TURNED"]] = step.arguments["counts"].flatten().tolist()
+    return found
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_tiles_take_queries_of_a_group_together(prefix):
+    """Four groups of 8 queries, each with five keys of its own: two of them fill a tile of 16."""
+    layout = cases.far_sharing(True)
+    k = torch.randn(1, 1, prefix + cases.KEYS, 16)
+    q, order = torch.randn(1, 1, prefix + 32, 16), layout.query_groups.argsort(stable=True).int()
+    index = torch.where(layout.index < 0, -1, layout.index + prefix)
+    found = {}
+    for name, one in (("image", None), ("groups", order)):
+        steps = launches.forward_of(q, k, k, SetTables(index, None, None, prefix, prefix, 1.0, one)).steps
+        found[name] = visited(steps)[False][bool(prefix) :]
+    assert found == {"image": [20 + prefix] * 2, "groups": [10 + prefix] * 2}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_tiles_take_keys_together_that_as_many_queries_see(prefix):
+    """Of 64 keys every fourth is seen by all 40 queries, and the others by one or nobody."""
+    seen = torch.zeros(40, 64, dtype=torch.bool)
+    seen[:, ::4] = True
+    seen[torch.arange(1, 40), torch.arange(1, 40)] = True
+    q, k, mask = torch.randn(1, 1, prefix + 40, 16), torch.randn(1, 1, prefix + 64, 16), seen[None, None]
+    tables = SetTables(torch.nn.functional.pad(mask, (prefix, 0)), None, None, prefix, prefix, 1.0)
+    first = launches.forward_of(q, k, k, tables)
+    visited(first.steps)
+    given = (torch.randn_like(first.out), None, first.out, first.total, first.peak, q, k, k, tables)
+    counts = visited(launches.backward_of(*given, [True] * 3 + [False]).steps)[True][bool(prefix) :]
+    # 30 of the first 40 keys are seen by one query each.
+    assert counts == [prefix + 40, prefix + 16, prefix + 14, prefix]
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_marks_of_one_item_and_head_at_a_time(monkeypatch):
     monkeypatch.setattr(launches, "MARKS", 3 * cases.QUERIES * cases.KEYS)
     check(CASES["lists per item and head"], "cpu")
     check(CASES["lists, keys hidden per item"], "cpu")
+    check(CASES["groups per item and head"], "cpu")
 
 
 # Products with what is masked afterwards, and maxima of it, of which NumPy warns.
@@ -92,7 +135,7 @@ def test_an_entry_behind_the_last_key_is_nobodys():
     spoiled[3, 1], spoiled[4, 1] = keys + 2, 40 * keys
     index[3, 1], index[4, 1] = -1, -1
     q, k, v = random_qkv((5, keys), batch=1, heads=1, head_dim=16, dtype=torch.float32)
-    found = [PAIR.op(q, k, v, one[None, None], None, None, 0, 0, 0.25) for one in (index, spoiled)]
+    found = [PAIR.op(q, k, v, one[None, None], None, None, 0, 0, 0.25, None) for one in (index, spoiled)]
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 
