@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ hypothesis.settings.load_profile(
 
 torch.set_num_threads(1)
 
+# Compilers make so many objects that Python, by its own rule, spends a sixth of their time looking for cycles.
+gc.set_threshold(50_000, 20, 50)
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,6 +45,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         items[:] = dealt(items, workers)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays: it need not be looked at again and again.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    # Or what is left at the end looks like a leak to Triton.
+    gc.unfreeze()
 
 
 def pytest_runtest_setup() -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 
+Constant = TypeVar("Constant", bound=Callable[..., object])
 _DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
+
+
+def assume_constant_result(function: Constant) -> Constant:
+    """What `torch.compiler.assume_constant_result` makes of a function, without importing the compiler for that, which
+    takes longer than importing all of attnkit."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def forward_mode() -> bool:
@@ -36,5 +47,5 @@ def _differentiated() -> bool:
 
 
 # Dynamo guards which transforms are at work where it starts, and knows those that it enters.
-_constant_transformed = torch.compiler.assume_constant_result(_transformed)
-_constant_differentiated = torch.compiler.assume_constant_result(_differentiated)
+_constant_transformed = assume_constant_result(_transformed)
+_constant_differentiated = assume_constant_result(_differentiated)

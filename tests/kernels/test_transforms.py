@@ -8,8 +8,9 @@ from torch.autograd import forward_ad
 
 from attnkit import Grid, attend
 from attnkit.errors import BackendError
-from attnkit.kernels import dispatch, recording, use_backend
+from attnkit.kernels import dispatch, recording, transforms, use_backend
 from attnkit.kernels.ops.token_sets import TOKEN_SETS
+from attnkit.kernels.triton import backend as triton_backend
 from attnkit.layouts import Blocks, Stencil, TokenMask, TokenSets
 from attnkit.testing import random_qkv, random_tensor
 
@@ -89,6 +90,13 @@ def test_compiled_derivatives(kind, way):
         found = torch.compile(derivative, fullgraph=True, backend="aot_eager")(*QKV)
     with use_backend("reference"):
         torch.testing.assert_close(found, derivative(*QKV))
+
+
+def test_constant_results_are_marked_as_pytorch_marks_them():
+    marked = vars(torch.compiler.assume_constant_result(lambda: True))
+    assert marked
+    for one in (transforms._constant_transformed, transforms._constant_differentiated, triton_backend._capability):
+        assert {name: vars(one)[name] for name in marked} == marked
 
 
 @pytest.mark.parametrize("way", ["jvp", "forward mode", "grad", "vjp"])

@@ -95,6 +95,8 @@ def test_every_public_name_exists_and_needs_no_extra():
     extras = {"timm", "xformers", "accelerate", "matplotlib", "sklearn", "typer", "rich", "huggingface_hub"}
     loaded = modules_after("import attnkit\nfor name in attnkit.__all__:\n    getattr(attnkit, name)")
     assert not loaded & extras
+    # Nor PyTorch's compiler, which brings SymPy and takes longer than all the rest.
+    assert "sympy" not in loaded
 
 
 def test_imports_run_one_way():

@@ -13,7 +13,7 @@ from attnkit.kernels.costs import Work, fetched, pairs
 from attnkit.kernels.ops.registering import exporting
 from attnkit.kernels.stencil_calls import computed_by_stencil
 from attnkit.kernels.token_set_calls import computed_by_token_sets
-from attnkit.kernels.transforms import differentiating
+from attnkit.kernels.transforms import assume_constant_result, differentiating
 from attnkit.kernels.triton.blocks.configs import HEAD_DIMS
 from attnkit.kernels.triton.blocks.op import PAIR
 from attnkit.kernels.triton.packing import computed_packed, shares_tiles
@@ -114,7 +114,7 @@ def _device_reasons(device: torch.device) -> list[str]:
     return []
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _capability(index: int | None) -> tuple[int, int]:
     # Fake tensors may lie on a GPU that is not there.
     return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else OLDEST_GPU
