@@ -51,6 +51,14 @@ def mended_interpreter():
             known[one.name] = of(one)
         return known[one.name]
 
+    tiles: dict[tuple[object, ...], tl.block_type] = {}
+
+    def block_type(element, shape):
+        key = (str(element), *shape)
+        if key not in tiles:
+            tiles[key] = tl.block_type(element, shape)
+        return tiles[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
         patch.setattr(interpreter, "_patch_lang_tensor", with_index)
@@ -60,6 +68,9 @@ def mended_interpreter():
         patch.setattr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
         # So is a table of dtypes, which it makes for each operation.
         patch.setattr(interpreter, "_get_np_dtype", np_dtype)
+        # So are types of tiles.
+        patch.setattr(tl.block_type, "with_element_ty", lambda self, element: block_type(element, self.shape))
+        patch.setattr(interpreter.InterpreterBuilder, "get_block_ty", lambda self, *given: block_type(*given))
         # Whether integers overflow is computed for each operation too, in half of the time, and told with `debug` only.
         assert not interpreter.interpreter_builder.options.debug
         patch.setattr(semantic.TritonSemantic, "binary_op_sanitize_overflow_impl", lambda *_: None)
