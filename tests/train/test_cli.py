@@ -91,9 +91,13 @@ def test_help_names_the_defaults(capsys):
     assert "train" in printed(capsys) and printed(capsys, "train", "-h").split() == text.split()
 
 
-@pytest.mark.slow
-def test_doctor(capsys):
+def test_doctor(capsys, monkeypatch):
+    # FlexAttention compiles for seconds for each kind of layout, which tests/kernels/test_flex.py does.
+    ran = []
+    monkeypatch.setattr("attnkit.kernels.flex._compiled", lambda: lambda q, k, v, **_: ran.append(v) or v)
     report = printed(capsys, "doctor")
+    assert "flex on cpu: runs dense, stencil, blocks, token_sets, token_mask\n" in report
+    assert len(ran) == 5
     assert f"attnkit {attnkit.__version__}" in report
     assert "reference on cpu: runs dense, stencil, blocks, token_sets, token_mask" in report
     assert "gather on cpu: runs stencil, blocks, token_sets\n    not dense: " in report
