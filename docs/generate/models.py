@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 import attnkit
 
 PAGE = Path(__file__).parents[1] / "recipes.md"
@@ -15,7 +17,12 @@ BEGIN, END = "<!-- table of models: docs/generate/models.py -->", "<!-- end of t
 
 def row(name: str) -> str:
     """A model's line of the table."""
-    model = attnkit.build(name)
+    # Only shapes are counted, and numbers would take as long to draw as to count.
+    with torch.device("meta"):
+        model = attnkit.build(name)
+    model = model.to_empty(device="cpu")
+    for one in (*model.parameters(), *model.buffers()):
+        one.data.zero_()
     size = model.config.image  # type: ignore[union-attr]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     macs = attnkit.flops(model, size).total
