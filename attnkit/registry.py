@@ -209,6 +209,11 @@ def recipe(name: str) -> Callable[[], Options]:
         ConfigError: if no recipe has that name, naming the nearest one.
     """
     if not isinstance(name, str) or name not in RECIPES:
+        if isinstance(name, str) and name in list_primitives():
+            raise ConfigError(
+                f"{name!r} is a primitive and not a model; `attnkit show {name}` tells of it, and "
+                f"attnkit.HeadMix puts it into a layer"
+            )
         raise ConfigError(
             f"unknown model {shown(name)}{did_you_mean(name, RECIPES)} "
             f"(see attnkit.list_models() for all {len(RECIPES)})"

@@ -50,9 +50,9 @@ class BesideDense:
         if low == high:
             turn = "it takes no other size"
         elif self.faster_from is None:
-            turn = f"slower at {high} {self.unit}{' too' if slow else ''}"
+            turn = f"slower at {high} x {high} {self.unit}{' too' if slow else ''}"
         elif self.faster_from == low:
-            turn = f"faster at every size from {low} to {high} {self.unit}"
+            turn = f"faster at every size from {low} x {low} to {high} x {high} {self.unit}"
         else:
             turn = f"sparse is faster from {self.faster_from} x {self.faster_from} {self.unit} on"
         dense = "dense heads would be faster; " if slow else ""

@@ -6,6 +6,15 @@ from attnkit.errors import ConfigError, did_you_mean
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
+# What others call them.
+ALIASES = {
+    "gpu": "cuda",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "float64": "float32",
+}
 
 
 def check_names(device: str | None, dtype: str | None) -> None:
@@ -16,7 +25,8 @@ def check_names(device: str | None, dtype: str | None) -> None:
     """
     for option, one, known in (("--device", device, DEVICES), ("--dtype", dtype, DTYPES)):
         if one is not None and one not in known:
-            raise ConfigError(f"{option} {one!r} is not known{did_you_mean(one, known)} (known: {', '.join(known)})")
+            near = did_you_mean(ALIASES.get(one, one), known)
+            raise ConfigError(f"{option} {one!r} is not known{near} (known: {', '.join(known)})")
 
 
 def check_there(device: str | None, instead: str) -> None:

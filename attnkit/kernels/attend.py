@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from attnkit.errors import ConfigError, shown
@@ -80,7 +81,9 @@ def attend(
         BackendError: if a backend was asked for that cannot run the call, with its reasons.
     """
     if not isinstance(layout, Layout):
-        raise ConfigError(f"attend needs a layout such as attnkit.layouts.Dense(Nq, Nk), but got {shown(layout)}")
+        masked = isinstance(layout, Tensor) and layout.dtype == torch.bool
+        example = "TokenMask(mask)" if masked else "Dense(Nq, Nk)"
+        raise ConfigError(f"attend needs a layout such as attnkit.layouts.{example}, but got {shown(layout)}")
     key, name = dispatch.recalled(q, k, v, layout, bias, gain, return_lse, scale, backend)
     if name is None:
         check_tensors(q, k, v)

@@ -150,12 +150,12 @@ def check_call(call: AttendCall) -> None:
             f"the {layout.kind} layout is for {layout.num_queries} queries and {layout.num_keys} keys, "
             f"but got {_shapes(q, call.k, call.v)}{hint}"
         )
-    for varies, size, what in zip(layout.lead, q.shape[:2], ("items", "heads"), strict=True):
-        if varies not in (1, size):
-            raise ShapeError(
-                f"the {layout.kind} layout varies over {varies} {what}, but got {_shapes(q, call.k, call.v)} of {size}"
-            )
-    for table in layout.tables:
+    for lead in (layout.lead, *(hint.shape[:2] for hint in layout.hints)):
+        for varies, size, what in zip(lead, q.shape[:2], ("items", "heads"), strict=True):
+            if varies not in (1, size):
+                shapes = _shapes(q, call.k, call.v)
+                raise ShapeError(f"the {layout.kind} layout varies over {varies} {what}, but got {shapes} of {size}")
+    for table in (*layout.tables, *layout.hints):
         if table.device != q.device:
             raise ShapeError(f"the {layout.kind} layout lies on {table.device}, but q, k and v lie on {q.device}")
     check_scale(call.scale)

@@ -41,7 +41,8 @@ class Layout(metaclass=NamedArguments):
                     f"key_mask is a bool tensor (B or 1, heads or 1, Nk) with Nk = {self.num_keys}, "
                     f"but got {shown(mask)}; layout.restrict(keys) takes more forms"
                 )
-        self.lead  # noqa: B018 - raises where the tables do not fit each other
+        # Raises where the tables do not fit each other.
+        common_lead(f"a {self.kind} layout", self.lead, *(tuple(one.shape[:2]) for one in self.hints))
 
     @cached_property
     def signature(self) -> Hashable | None:
@@ -70,6 +71,11 @@ class Layout(metaclass=NamedArguments):
     def tables(self) -> tuple[Tensor, ...]:
         """All tensors that say which keys are seen, each with (B or 1, heads or 1) in front."""
         return self.own_tables if self.key_mask is None else (*self.own_tables, self.key_mask)
+
+    @property
+    def hints(self) -> tuple[Tensor, ...]:
+        """Tensors that help backends and change no mask, each with (B or 1, heads or 1) in front."""
+        return ()
 
     @property
     def lead(self) -> tuple[int, int]:

@@ -49,7 +49,11 @@ class TokenMask(Layout):
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:
-        return (self.mask,) if self.query_groups is None else (self.mask, self.query_groups)
+        return (self.mask,)
+
+    @property
+    def hints(self) -> tuple[Tensor, ...]:
+        return () if self.query_groups is None else (self.query_groups,)
 
     @property
     def num_queries(self) -> int:

@@ -26,7 +26,7 @@ class TokenSets(Layout):
         keys_all: how many of the first keys every query sees, listed or not.
         query_groups: int32 or int64 (B or 1, heads or 1, Nq - queries_all), fewer leading dimensions as in `index`, or
             None: a number for each listed query, equal where queries see mostly the same keys. A hint, which changes
-            no result: kernels that compute many queries at once take those of a group together.
+            no result but for rounding: kernels that compute many queries at once take those of a group together.
 
     Raises:
         LayoutError: for another dtype or rank, a number below 0, groups of another shape, or an entry outside
@@ -68,7 +68,11 @@ class TokenSets(Layout):
 
     @property
     def own_tables(self) -> tuple[Tensor, ...]:
-        return (self.index,) if self.query_groups is None else (self.index, self.query_groups)
+        return (self.index,)
+
+    @property
+    def hints(self) -> tuple[Tensor, ...]:
+        return () if self.query_groups is None else (self.query_groups,)
 
     @property
     def num_queries(self) -> int:
@@ -140,7 +144,8 @@ def lead_groups(groups: Tensor | None, queries: int, what: str) -> Tensor | None
     shaped = isinstance(groups, Tensor) and groups.ndim in (1, 2, 3) and groups.shape[-1] == queries
     if not shaped or groups.dtype not in (torch.int64, torch.int32):
         raise LayoutError(
-            f"{what} needs query_groups as an integer tensor (B or 1, heads or 1, {queries}), a number for each query, "
+            f"{what} needs query_groups as an int32 or int64 tensor (B or 1, heads or 1, {queries}), a number for each "
+            f"query{' that has a list' * (what == 'TokenSets')}, "
             f"but got {shown(groups)}"
         )
     return groups.view(*(1,) * (3 - groups.ndim), *groups.shape)

@@ -48,12 +48,7 @@ class Guess(NamedTuple):
     def scores(self, items: slice, heads: slice, rows: slice, groups: Tensor | None = None) -> Tensor:
         """Scores (items * heads * queries, keys) of some queries of some items.
 
-        Args:
-            items: which items.
-            heads: which heads.
-            rows: which queries.
-            groups: int32 (items, heads, queries), the number of each query's largest share, written here; or None.
-        """
+        The number of each query's largest share is written to `groups`, int32 (items, heads, queries), or nowhere."""
         query, basis = self.query[items, heads, rows], self.basis[items] if self.basis.ndim == 3 else self.basis
         shares = torch.bmm(query.flatten(0, 1), self.pooled[items, heads].flatten(0, 1)) * self.scale
         shares = shares.softmax(-1).view(len(query), -1, shares.shape[-1])

@@ -193,6 +193,8 @@ def _groups(queries: int, dice: Dice) -> Tensor | None:
     if dice.one_in(2):
         return None
     groups = dice.integers(-1, 3, *dice.pick(((), (dice.heads,), dice.lead())), queries)
+    if groups.ndim > 1 and dice.one_in(3):
+        groups = groups.mT.contiguous().mT
     return groups.int() if dice.one_in(3) else groups
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
 
 from attnkit.errors import ConfigError, did_you_mean, nearest
 from attnkit.kernels.triton import sweeping
@@ -19,6 +20,8 @@ KINDS: dict[str, tuple[Case, ...]] = {
 }
 # The kind of run whose cases only a GPU has room and time for.
 ON_GPU = "gpu"
+# Of the command, which somebody may take for kinds.
+OPTIONS = ("list", "quick", "report", "resume", "tune")
 
 
 def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str, list[Case]]:
@@ -37,6 +40,10 @@ def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str
         family = None if near else nearest(what, sweeping.families())
         if family is not None:
             near = f"; `attnkit bench --tune {family}` times the configurations of those kernels"
+        if what in OPTIONS:
+            near = f"; did you mean --{what}?"
+        elif any(fnmatch.fnmatchcase(case.name, one) for case in _every() for one in (what, f"{what}/*")):
+            near = f"; `attnkit bench --only {what!r}` runs the cases of that name"
         raise ConfigError(f"cannot run {what!r}{near} (known: all, {', '.join(KINDS)})")
     every = [kind for kind in KINDS if gpu or kind != ON_GPU]
     kinds = every if what == "all" or (what is None and only) else [what or "headline"]
@@ -61,3 +68,9 @@ def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str
             f"(`attnkit bench {kinds[0] if len(kinds) == 1 else 'all'} --list` prints all {len(names)})"
         )
     return {kind: cases for kind, cases in found.items() if cases}
+
+
+def _every() -> Iterator[Case]:
+    """The cases of all kinds."""
+    for cases in KINDS.values():
+        yield from cases

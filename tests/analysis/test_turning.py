@@ -57,7 +57,8 @@ def test_a_layer_that_does_not_pay_says_so(simple):
 
 
 @pytest.mark.parametrize(
-    ("own", "end"), [(2.0, "dense heads would be faster; slower at 32 tokens too"), (0.5, ": slower at 32 tokens")]
+    ("own", "end"),
+    [(2.0, "dense heads would be faster; slower at 32 x 32 tokens too"), (0.5, ": slower at 32 x 32 tokens")],
 )
 def test_a_layer_that_is_slower_on_the_largest_map_says_so(own, end):
     assert str(BesideDense("", "window", own, 1.0, (2, 32), None, "tokens")).endswith(end)

@@ -52,7 +52,10 @@ MISTAKES = {
         r"is for 3 queries and 4 keys, but got q \(2, 2, 4, 3\)",
     ),
     "a grid of other tokens": (called(layout=Stencil(Grid(3, 3), 3)), r"stencil layout is for 9 queries and 9 keys"),
-    "no layout": (called(layout=ones(4, 4, **BOOL)), r"needs a layout such as .* but got torch\.bool \(4, 4\)"),
+    "no layout": (
+        called(layout=ones(4, 4, **BOOL)),
+        r"needs a layout such as attnkit\.layouts\.TokenMask\(mask\), but got torch\.bool \(4, 4\)",
+    ),
     "layout of another batch": (
         called(layout=TokenMask(ones(3, 1, 4, 4, **BOOL))),
         r"varies over 3 items, but got .* of 2",

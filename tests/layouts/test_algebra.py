@@ -123,6 +123,16 @@ def test_concatenated_blocks_over_one_order_stay_blocks(grid, seed, heads):
     assert torch.equal(found.to_mask(), torch.cat(parts, dim=1))
 
 
+def test_a_hint_is_in_nobodys_way():
+    """A layout for one head stays one, whatever number of heads its groups of queries are for."""
+    layout = TokenMask(torch.rand(3, 4) < 0.5, query_groups=torch.zeros(2, 3, 3, dtype=torch.int64))
+    other = TokenMask(torch.rand(5, 2, 3, 4) < 0.5)
+    assert layout.lead == (1, 1)
+    assert concat_heads([(layout, 1), (layout, 2)]).to_mask().shape == (1, 3, 3, 4)
+    assert torch.equal(union(layout, other).to_mask(), layout.to_mask() | other.to_mask())
+    assert torch.equal(intersect(layout, other).to_mask(), layout.to_mask() & other.to_mask())
+
+
 def test_concatenated_blocks_whose_order_varies_over_heads():
     permutation = torch.rand(1, 2, 6).argsort(-1)
     first = Blocks.permuted(permutation, 3)

@@ -106,11 +106,12 @@ MISTAKES = {
     ),
     "groups of other queries": (
         lambda: TokenSets(integers(3, 2), 4, queries_all=1, query_groups=integers(4)),
-        r"TokenSets needs query_groups as an integer tensor \(B or 1, heads or 1, 3\).* but got torch\.int64 \(4,\)",
+        r"TokenSets needs query_groups as an int32 or int64 tensor \(B or 1, heads or 1, 3\), a number for each query "
+        r"that has a list, but got torch\.int64 \(4,\)",
     ),
     "groups of floats": (
         lambda: TokenMask(torch.ones(2, 2, dtype=torch.bool), query_groups=torch.zeros(2)),
-        r"TokenMask needs query_groups as an integer tensor .* but got torch\.float32 \(2,\)",
+        r"TokenMask needs query_groups as an int32 or int64 tensor .* for each query, but got torch\.float32 \(2,\)",
     ),
     "groups of other heads": (
         lambda: TokenMask(torch.ones(3, 2, 2, dtype=torch.bool), query_groups=integers(2, 2)),

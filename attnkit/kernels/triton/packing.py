@@ -50,5 +50,6 @@ def computed_packed(call: AttendCall, pair: OpPair) -> AttendResult:
     prefix = layout.prefix
     mask = framed(layout.image_mask(), 0, prefix)
     # Tokens of a region see the same keys.
-    order = layout.order.slot.argsort(dim=-1).int()
-    return computed_by_table(call, mask, (prefix, prefix), layout.key_mask, pair, order)
+    places = layout.order
+    order = places.slot.argsort(dim=-1) if places.padded else places.token.flatten(2) - prefix
+    return computed_by_table(call, mask, (prefix, prefix), layout.key_mask, pair, order.int())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from attnkit import Grid
@@ -14,6 +16,13 @@ def unseeing() -> Blocks:
     index = routes(16, 1, 1, keep=6)
     index[..., 3, :], index[..., 5, :4] = -1, -1
     return Blocks.from_regions(Grid(8, 8), 4, index)
+
+
+def turned_slots() -> Blocks:
+    """Windows of permuted rows with an empty slot, in each item and head, whose slots lie head by head."""
+    order = permuted(39, 5, 1, ITEMS, HEADS).order
+    turned = replace(order, slot=order.slot.mT.contiguous().mT)
+    return Blocks(turned, routes(8, ITEMS, HEADS, keep=5), prefix=1)
 
 
 def permuted_routes() -> Blocks:
@@ -36,6 +45,7 @@ CASES: dict[str, Case] = {
     "keys hidden per item and head": Case(lambda: masked(regions(Grid(4, 8), (2, 4), 1, 1, keep=4), ITEMS, HEADS)),
     "keys cut otherwise": Case(other_keys),
     "windows of a permuted row": Case(permuted_routes),
+    "slots that are turned": Case(turned_slots),
     "float16": Case(lambda: regions(Grid(8, 8), 4, 1, HEADS, keep=5), options={"dtype": torch.float16}),
     "bfloat16, a prefix": Case(
         lambda: regions(Grid(8, 8, prefix=1), 4, ITEMS, 1, keep=5), options={"dtype": torch.bfloat16}

@@ -54,6 +54,12 @@ def lists_of(slots, *lead):
         (lists_of(40, 1, 1), "sdpa", "Lists of 40 of 64 keys that serve 128 items and heads cost dense"),
         (TokenMask(torch.zeros(16, 8, 64, 64, dtype=torch.bool)), "triton", ""),
         (TokenMask(torch.zeros(64, 64, dtype=torch.bool)), "sdpa", "A mask that serves 128 items and heads costs"),
+        # Groups of each head make no masks of each head.
+        (
+            TokenMask(torch.zeros(64, 64, dtype=torch.bool), query_groups=torch.zeros(16, 8, 64, dtype=torch.int32)),
+            "sdpa",
+            "A mask that serves 128 items and heads costs",
+        ),
     ],
 )
 def test_dense_attention_where_tiles_would_see_nearly_everything(layout, backend, why):

@@ -59,11 +59,11 @@ def mask(*lead: int, rows: int = QUERIES, keys: int = KEYS, share: float = 0.2, 
     return TokenMask(seen)
 
 
-def grouped(layout: TokenSets | TokenMask, *lead: int) -> TokenSets | TokenMask:
-    """The same layout with random groups of queries."""
+def grouped(layout: TokenSets | TokenMask, *lead: int, turned: bool = False) -> TokenSets | TokenMask:
+    """The same layout with random groups of queries, heads next to each other in memory where they are turned."""
     rows = layout.num_queries - layout.global_queries
     groups = torch.randint(-1, 4, (*lead, rows), generator=torch.Generator().manual_seed(7))
-    return replace(layout, query_groups=groups)
+    return replace(layout, query_groups=groups.mT.contiguous().mT if turned else groups)
 
 
 def of_int32(layout: TokenSets) -> TokenSets:
@@ -112,6 +112,7 @@ CASES: dict[str, Case] = {
         lambda: grouped(lists(1, 1, queries_all=3), HEADS), options={"bias": (0, 1, 0, 0)}
     ),
     "groups per head, a bias per key": Case(lambda: grouped(mask(ITEMS, 1), HEADS), options={"bias": (1, 0, 1, 0)}),
+    "groups that are turned": Case(lambda: grouped(mask(1, 1), ITEMS, HEADS, turned=True)),
     "groups of a mask, tiles of the table": Case(
         lambda: grouped(mask(1, HEADS, rows=70, keys=130), HEADS), (32, 32), tiles=True
     ),

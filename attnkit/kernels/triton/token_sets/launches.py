@@ -124,6 +124,10 @@ class _Call:
         self.device_class = device_class or (device_class_of(q.device) if q.is_cuda else "sm_90")
         # Triton reads bytes.
         self.key_mask = None if tables.key_mask is None else tables.key_mask.contiguous().view(torch.uint8)
+        # Kernels count along it in steps of one.
+        self.order = tables.order
+        if self.order is not None and self.order.stride(-1) != 1:
+            self.order = self.order.contiguous()
         leads = [one.shape[:2] for one in (tables.table, tables.key_mask, tables.order) if one is not None]
         self.set_items, self.set_heads = torch.broadcast_shapes(*leads)
         self.sets = self.set_items * self.set_heads
@@ -172,7 +176,7 @@ class _Call:
             rows: queries of a tile.
             seers: bytes (sets, tiles, keys) for how many of them see a key, or None.
         """
-        return self._lists(rows, self.tables.order, seers, turned=False)
+        return self._lists(rows, self.order, seers, turned=False)
 
     def lists_of_keys(self, rows: int, order: Tensor) -> tuple[Lists, list[Step]]:
         """The lists of tiles of so many keys in some order, see `Ranked`, and the steps that write them."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from attnkit.kernels.call import AttendCall
 from attnkit.layouts import TokenSets
+from attnkit.layouts.base import common_lead
 
 # Numbers of a head's width whose products take as long as a byte, by bytes of a number.
 PRODUCTS = {2: 37.0, 4: 2.5}
@@ -33,17 +34,18 @@ def dense_instead(call: AttendCall) -> str:
     """Why dense attention under a mask is expected to be faster for a call under token sets; empty where it is not."""
     layout, size = call.layout, call.q.dtype.itemsize
     batch, heads, _, width = call.q.shape
-    sets = layout.lead[0] * layout.lead[1] / max(batch * heads, 1)
-    lists = isinstance(layout, TokenSets)
-    share = 1.0
+    lists, share = isinstance(layout, TokenSets), 1.0
+    # Whose groups of queries differ have lists of tiles of their own, even of a mask that they share.
+    own = common_lead("a layout with its hints", layout.lead, *(tuple(one.shape[:2]) for one in layout.hints))
+    sets, masks = (items * some / max(batch * heads, 1) for items, some in (own, layout.lead))
     if isinstance(layout, TokenSets):
         share = expected_share(layout.key_slots / max(layout.num_keys, 1), layout.query_groups is not None)
     products = width / PRODUCTS.get(size, PRODUCTS[4])
     ours = TESTED * share * products + sets * (LISTED + FROM_KEYS * lists)
-    dense = products + sets * (CONVERTED + 2 * size + FROM_LISTS * lists)
+    dense = products + masks * (CONVERTED + 2 * size + FROM_LISTS * lists)
     if ours < dense:
         return ""
-    served = f"that serve{'' if lists else 's'} {round(1 / sets)} items and heads cost{'' if lists else 's'}"
+    served = f"that serve{'' if lists else 's'} {round(1 / masks)} items and heads cost{'' if lists else 's'}"
     if lists:
         shown = f"Lists of {layout.key_slots} of {layout.num_keys} keys {served}"
         return f"{shown} dense attention little, and tiles of queries see nearly all keys"
@@ -54,6 +56,7 @@ def expected_share(density: float, grouped: bool) -> float:
     """Share of the keys that a tile of 64 queries visits whose lists hold a share of them.
 
     Counted for lists of trained mask predictors (`benchmarks/results/token-sets/unions.json`), tiles of queries in
-    groups see as much as four would whose lists have nothing to do with each other, and without groups as five.
+    groups see about as much as four would whose lists have nothing to do with each other (three to five, by tokens and
+    density), and without groups as five (four to seven).
     """
     return 1.0 - (1.0 - min(density, 1.0)) ** (4 if grouped else 5)

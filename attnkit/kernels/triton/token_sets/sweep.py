@@ -73,7 +73,7 @@ def lines(devices: Sequence[str] = DEVICE_CLASSES, numbers: Sequence[Numbers] = 
     common = ("bfloat16", (HEAD_DIMS[0], 32, 64))
     every = (Line(*spot) for spot in (*lists, *spots))
     found = [line for line in every if line.odd or (line.numbers == common[0] and line.head_dim in common[1])]
-    summed = (one for one in found if one.bias and not one.odd and one.direction != "forward")
+    summed = (one for one in found if one.bias and one.direction != "forward")
     return [*found, *(one._replace(summed=True) for one in summed)]
 
 
