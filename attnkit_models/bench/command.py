@@ -61,14 +61,14 @@ def bench(
     check_names(device, dtype)
     if threads is not None and not 1 <= threads <= 1024:
         raise ConfigError(f"--threads {threads} must be between 1 and 1024")
-    from attnkit_models.bench.kinds import ON_GPU, chosen
+    from attnkit_models.bench.kinds import ON_GPU, chosen, titled
 
     where = device or ("cuda" if what == ON_GPU else "cpu")
     runs = chosen(what, only, gpu=where == "cuda" or list_)
     if list_:
         for cases in runs.values():
             for case in cases:
-                typer.echo(f"{case.name:40} {case.title}")
+                typer.echo(f"{case.name:40} {titled(case)}")
         return
     _measure(runs, where, dtype, threads, out, quick=quick, kept=resume or only is not None, resume=resume)
 

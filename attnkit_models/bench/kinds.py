@@ -37,13 +37,13 @@ def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str
     """
     if what not in (None, "all", *KINDS):
         near = did_you_mean(what, ["all", *KINDS])
-        family = None if near else nearest(what, sweeping.families())
-        if family is not None:
-            near = f"; `attnkit bench --tune {family}` times the configurations of those kernels"
-        if what in OPTIONS:
-            near = f"; did you mean --{what}?"
-        elif any(fnmatch.fnmatchcase(case.name, one) for case in _every() for one in (what, f"{what}/*")):
-            near = f"; `attnkit bench --only {what!r}` runs the cases of that name"
+        near = f"; did you mean --{what}?" if what in OPTIONS else near
+        ways = []
+        if not near and (family := nearest(what, sweeping.families())) is not None:
+            ways.append(f"`attnkit bench --tune {family}` times the configurations of those kernels")
+        if any(fnmatch.fnmatchcase(case.name, one) for case in _every() for one in (what, f"{what}/*")):
+            ways.append(f"`attnkit bench --only {what!r}` runs the cases of that name")
+        near = f"; {', and '.join(ways)}" if ways else near
         raise ConfigError(f"cannot run {what!r}{near} (known: all, {', '.join(KINDS)})")
     every = [kind for kind in KINDS if gpu or kind != ON_GPU]
     kinds = every if what == "all" or (what is None and only) else [what or "headline"]
@@ -68,6 +68,12 @@ def chosen(what: str | None, only: str | None, *, gpu: bool = False) -> dict[str
             f"(`attnkit bench {kinds[0] if len(kinds) == 1 else 'all'} --list` prints all {len(names)})"
         )
     return {kind: cases for kind, cases in found.items() if cases}
+
+
+def titled(case: Case) -> str:
+    """A case in words: what changes in a sweep, after what stays."""
+    sweep = next((one.title for one in SWEEPS if case in one.cases), "")
+    return f"{sweep}: {case.title}" if sweep else case.title
 
 
 def _every() -> Iterator[Case]:

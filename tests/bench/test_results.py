@@ -238,7 +238,9 @@ def test_what_was_interrupted_is_timed_again_later(tiny, tmp_path, capsys, monke
 
 def test_the_command_lists(capsys):
     assert main(["bench", "all", "--list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == sum(map(len, kinds.KINDS.values()))
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == sum(map(len, kinds.KINDS.values()))
+    assert any(one.startswith("stencil/7x7 ") and "window around it, 64 x 64 tokens" in one for one in rows)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,8 @@ def test_the_command_lists(capsys):
         (["--only", "region/128x128"], "did you mean 'regions/128x128'"),
         (["sweep"], "did you mean 'sweeps'"),
         (["stencil"], "cannot run 'stencil'; `attnkit bench --tune stencil` times the configurations of those kernels"),
+        (["stencil"], "of those kernels, and `attnkit bench --only 'stencil'` runs the cases of that name (known: "),
+        (["regions"], "cannot run 'regions'; `attnkit bench --only 'regions'` runs the cases of that name (known: "),
         (["token-sets", "--list"], "`attnkit bench --tune token_sets` times"),
         (["swep"], "cannot run 'swep'; did you mean 'sweeps'? (known: all, headline, sweeps, models, gpu)"),
         (["--device", "cud"], "did you mean 'cuda'"),
