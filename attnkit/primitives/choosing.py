@@ -201,8 +201,8 @@ def _choose(
     batch, heads, queries = query.shape[:3]
     shape = (batch, heads, first_row + queries, first_column + basis.shape[-1])
     seen = torch.empty(shape, dtype=torch.bool, device=query.device)
-    seen[:, :, :first_row] = True
-    seen[..., :first_column] = True
+    seen[:, :, :first_row].fill_(True)
+    seen[..., :first_column].fill_(True)
     groups = _room_for_groups(query, first_row)
     looking = may_look(query)
     budgets = most.clamp(max=budget).tolist() if looking and most is not None else [budget] * batch
