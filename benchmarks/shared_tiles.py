@@ -99,7 +99,7 @@ def shared_tiles(call: AttendCall, item: int, direction: Direction) -> Counts:
     assert isinstance(layout, Blocks)
     mask = layout.image_mask()[item, 0]
     if direction == "key_gradient":
-        # As `attnkit.kernels.triton.token_sets.launches` has them.
+        # As `attnkit.kernels.triton.token_sets.listing` ranks them.
         mask = mask.mT[mask.sum(0).argsort(descending=True, stable=True)]
     else:
         mask = mask[layout.order.slot[0, 0].argsort()]

@@ -39,9 +39,9 @@ def test_as_the_kernels_of_the_cpu(name, table):
 
 
 def test_marks_of_one_item_and_head_at_a_time(monkeypatch):
-    from attnkit.kernels.triton.token_sets import launches
+    from attnkit.kernels.triton.token_sets import listing
 
-    monkeypatch.setattr(launches, "MARKS", 1)
+    monkeypatch.setattr(listing, "MARKS", 1)
     check(CASES["lists per item and head"], "cuda")
 
 
@@ -133,7 +133,7 @@ def test_compiled():
 
 def test_nothing_of_all_pairs_is_held_in_float32():
     """Lists take twelve bytes for a key and 64 queries, marks one byte a pair of so many heads as fit into 64 MiB."""
-    from attnkit.kernels.triton.token_sets import launches
+    from attnkit.kernels.triton.token_sets import listing
 
     tokens = 4096
     layout, given = large(tokens=tokens)
@@ -143,4 +143,4 @@ def test_nothing_of_all_pairs_is_held_in_float32():
     attend(*given, layout, backend="triton")
     pairs = 2 * 4 * tokens**2
     more = torch.cuda.max_memory_allocated() - before
-    assert more < 1.1 * (pairs * 12 / 64 + launches.MARKS + 2 * given[0].numel()) + 2**20 < pairs * 4 / 8
+    assert more < 1.1 * (pairs * 12 / 64 + listing.MARKS + 2 * given[0].numel()) + 2**20 < pairs * 4 / 8

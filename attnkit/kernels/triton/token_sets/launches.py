@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,50 +17,8 @@ from attnkit.kernels.triton.token_sets.bias_gradient import token_sets_bias_grad
 from attnkit.kernels.triton.token_sets.configs import Config, Direction, padded_dim
 from attnkit.kernels.triton.token_sets.forward import token_sets_forward
 from attnkit.kernels.triton.token_sets.key_gradient import token_sets_key_gradient
+from attnkit.kernels.triton.token_sets.listing import Cleared, Listing, Lists, Step
 from attnkit.kernels.triton.token_sets.query_gradient import token_sets_query_gradient
-from attnkit.kernels.triton.token_sets.unions import token_set_marks, token_set_unions
-
-# Bytes of marks at one time, but for one item and head at least.
-MARKS = 1 << 26
-# Queries and slots that a program marks at once, and columns that one looks for in a tile at once.
-MARKED, MET = (16, 64), 64
-# Warps of a program that lists a tile, whose bytes its threads hold in registers.
-LISTING = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Cleared:
-    """Memory that is set to 0 between launches."""
-
-    memory: Tensor
-
-    def run(self) -> None:
-        """Sets it to 0 on the current stream."""
-        self.memory.zero_()
-
-
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """An order of the keys: those that many queries see come first, so that few tiles of keys are seen by nearly all
-    queries, and the others by few.
-
-    Attributes:
-        order: int32 (items or 1, heads or 1, keys - first), written here.
-        seers: bytes (sets, tiles, keys), how many queries of a tile see a key.
-        first: keys before those that have a place in it.
-    """
-
-    order: Tensor
-    seers: Tensor
-    first: int
-
-    def run(self) -> None:
-        """Writes the order on the current stream."""
-        seen_by = self.seers[..., self.first :].sum(1, dtype=torch.int32)
-        self.order.copy_(seen_by.argsort(dim=-1, descending=True, stable=True).view_as(self.order))
-
-
-Step: TypeAlias = "Launch | Cleared | Ranked"
 
 
 class Forward(NamedTuple):
@@ -86,26 +44,6 @@ class Backward(NamedTuple):
     bias: Tensor | None
 
 
-class Lists(NamedTuple):
-    """The lists of all tiles of one side, and where an item and head find theirs; see `unions`.
-
-    Attributes:
-        lists: int32 (sets, tiles, columns).
-        words: int32 or int64 (sets, tiles, columns).
-        counts: int32 (sets, tiles).
-        order: int32 (items or 1, heads or 1, tokens), the order of the rows that do not stand apart, or None.
-    """
-
-    lists: Tensor
-    words: Tensor
-    counts: Tensor
-    order: Tensor | None
-
-    @property
-    def tiles(self) -> int:
-        return self.counts.shape[1]
-
-
 class _Call:
     """One call's tensors as kernels take them.
 
@@ -122,15 +60,7 @@ class _Call:
         self.batch, self.heads, self.queries, self.width = q.shape
         self.keys, self.value_width = v.shape[2:]
         self.device_class = device_class or (device_class_of(q.device) if q.is_cuda else "sm_90")
-        # Triton reads bytes.
-        self.key_mask = None if tables.key_mask is None else tables.key_mask.contiguous().view(torch.uint8)
-        # Kernels count along it in steps of one.
-        self.order = tables.order
-        if self.order is not None and self.order.stride(-1) != 1:
-            self.order = self.order.contiguous()
-        leads = [one.shape[:2] for one in (tables.table, tables.key_mask, tables.order) if one is not None]
-        self.set_items, self.set_heads = torch.broadcast_shapes(*leads)
-        self.sets = self.set_items * self.set_heads
+        self.lists = Listing(tables, self.queries, self.keys)
 
     def config(self, direction: Direction) -> Config:
         width = max(self.width, self.value_width)
@@ -156,93 +86,14 @@ class _Call:
             "words": near.words,
             "counts": near.counts,
             **with_strides("order", near.order, "bh"),
-            "set_b": self.set_heads if self.set_items > 1 else 0,
-            "set_h": 1 if self.set_heads > 1 else 0,
+            "set_b": self.lists.heads if self.lists.items > 1 else 0,
+            "set_h": 1 if self.lists.heads > 1 else 0,
             "scale": self.tables.scale,
             "heads": self.heads,
             "tiles": near.tiles,
             "queries": self.queries,
             "keys": self.keys,
         }
-
-    def tiles(self, rows: int) -> int:
-        """Tiles of so many queries."""
-        return _tiles(self.queries, self.tables.queries_all, rows)
-
-    def lists(self, rows: int, seers: Tensor | None = None) -> tuple[Lists, list[Step]]:
-        """The lists of tiles of so many queries, and the steps that write them.
-
-        Args:
-            rows: queries of a tile.
-            seers: bytes (sets, tiles, keys) for how many of them see a key, or None.
-        """
-        return self._lists(rows, self.order, seers, turned=False)
-
-    def lists_of_keys(self, rows: int, order: Tensor) -> tuple[Lists, list[Step]]:
-        """The lists of tiles of so many keys in some order, see `Ranked`, and the steps that write them."""
-        return self._lists(rows, order, None, turned=True)
-
-    def _lists(
-        self, rows: int, order: Tensor | None, seers: Tensor | None, *, turned: bool
-    ) -> tuple[Lists, list[Step]]:
-        tables = self.tables
-        tokens, columns, apart = self.queries, self.keys, tables.queries_all
-        if turned:
-            tokens, columns, apart = self.keys, self.queries, tables.keys_all
-        tiles = _tiles(tokens, apart, rows)
-        made = self.q.new_empty
-        found = Lists(
-            made(self.sets, tiles, columns, dtype=torch.int32),
-            made(self.sets, tiles, columns, dtype=torch.int64 if rows > 32 else torch.int32),
-            made(self.sets, tiles, dtype=torch.int32),
-            order,
-        )
-        common = {
-            "lists": found.lists,
-            "words": found.words,
-            "counts": found.counts,
-            "seers": seers,
-            **with_strides("key_mask", self.key_mask, "bh"),
-            **with_strides("order", order, "bh"),
-            "set_heads": self.set_heads,
-            "tiles": tiles,
-            "queries": self.queries,
-            "keys": self.keys,
-            "queries_all": tables.queries_all,
-            "keys_all": tables.keys_all,
-        }
-        constants = {"BLOCK_M": rows, "BLOCK_N": MET, "TURNED": turned}
-
-        def union(first: int, sets: int, seen: dict[str, Any]) -> Launch:
-            arguments = {**common, **seen, "first": first}
-            return Launch(token_set_unions, (tiles * sets,), arguments, constants, LISTING, 1)
-
-        if tables.table.dtype == torch.bool:
-            seen = with_strides("seen", tables.table.view(torch.uint8), "bhnk")
-            return found, [union(0, self.sets, {**seen, "seen_s": 0})]
-        steps: list[Step] = []
-        lines = self.queries - tables.queries_all
-        together = max(min(MARKS // max(lines * self.keys, 1), self.sets), 1)
-        marks = made(together, lines, self.keys, dtype=torch.uint8)
-        seen = {"seen": marks, "seen_s": lines * self.keys, "seen_b": 0, "seen_h": 0, "seen_n": self.keys, "seen_k": 1}
-        for first in range(0, self.sets, together):
-            sets = min(together, self.sets - first)
-            steps += [Cleared(marks), self._marks(marks, first, sets), union(first, sets, seen)]
-        return found, steps
-
-    def _marks(self, marks: Tensor, first: int, sets: int) -> Launch:
-        _, lines, keys = marks.shape
-        arguments = {
-            "marks": marks,
-            **with_strides("index", self.tables.table, "bhnk"),
-            "first": first,
-            "set_heads": self.set_heads,
-            "rows": lines,
-            "slots": self.tables.table.shape[3],
-            "keys": keys,
-        }
-        grid = (-(-lines // MARKED[0]) * sets,)
-        return Launch(token_set_marks, grid, arguments, {"BLOCK_M": MARKED[0], "BLOCK_N": MARKED[1]}, 4, 1)
 
 
 def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: SetTables, device_class: str | None = None) -> Forward:
@@ -259,7 +110,7 @@ def forward_of(q: Tensor, k: Tensor, v: Tensor, tables: SetTables, device_class:
     out = v.new_empty(call.batch, call.queries, call.heads, call.value_width).transpose(1, 2)
     total, peak = (q.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32) for _ in range(2))
     config = call.config("forward")
-    near, steps = call.lists(config.rows)
+    near, steps = call.lists.of_queries(config.rows)
     arguments = {
         **call.inputs(near),
         **with_strides("out", out, "bhnd"),
@@ -300,8 +151,8 @@ def backward_of(
     to_keys = needs[1] or needs[2] or columns is not None
     seers = None
     if to_keys:
-        seers = q.new_empty(call.sets, call.tiles(config.rows), call.keys, dtype=torch.uint8)
-    near, steps = call.lists(config.rows, seers)
+        seers = call.lists.seers(config.rows)
+    near, steps = call.lists.of_queries(config.rows, seers)
     arguments = {
         **call.inputs(near),
         **given,
@@ -316,8 +167,7 @@ def backward_of(
         steps += [Cleared(pairs), _bias_gradient(call, near, given, pairs, config)]
     if seers is not None:
         config = call.config("key_gradient")
-        order = q.new_empty(call.set_items, call.set_heads, call.keys - tables.keys_all, dtype=torch.int32)
-        seeing, more = call.lists_of_keys(config.rows, order)
+        seeing, more = call.lists.of_keys(config.rows, seers)
         arguments = {
             **call.inputs(seeing),
             **given,
@@ -326,15 +176,10 @@ def backward_of(
             "column_sums": columns,
             "keys_all": tables.keys_all,
         }
-        ranked = Ranked(order, seers, tables.keys_all)
-        steps += [ranked, *more, _launch(token_sets_key_gradient, call, seeing, arguments, config)]
+        steps += [*more, _launch(token_sets_key_gradient, call, seeing, arguments, config)]
     asked = [one if need else None for one, need in zip((grad_q, grad_k, grad_v), needs[:3], strict=True)]
     sums = next((one for one in (rows, columns, pairs) if one is not None), None)
     return Backward(steps, (asked[0], asked[1], asked[2]), sums)
-
-
-def _tiles(tokens: int, apart: int, rows: int) -> int:
-    return -(-apart // rows) + -(-(tokens - apart) // rows)
 
 
 def _differs(tables: SetTables) -> bool:

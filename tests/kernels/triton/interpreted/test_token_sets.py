@@ -7,7 +7,7 @@ import torch
 
 from attnkit import attend
 from attnkit.kernels.ops.token_sets import TOKEN_SETS, SetTables
-from attnkit.kernels.triton.token_sets import configs, launches, unions
+from attnkit.kernels.triton.token_sets import configs, launches, listing, unions
 from attnkit.kernels.triton.token_sets.configs import Config
 from attnkit.kernels.triton.token_sets.op import PAIR
 from attnkit.testing import random_qkv, random_tensor
@@ -86,7 +86,7 @@ def test_tiles_take_keys_together_that_as_many_queries_see(prefix):
 
 @pytest.mark.usefixtures("small_tiles")
 def test_marks_of_one_item_and_head_at_a_time(monkeypatch):
-    monkeypatch.setattr(launches, "MARKS", 3 * cases.QUERIES * cases.KEYS)
+    monkeypatch.setattr(listing, "MARKS", 3 * cases.QUERIES * cases.KEYS)
     check(CASES["lists per item and head"], "cpu")
     check(CASES["lists, keys hidden per item"], "cpu")
     check(CASES["groups per item and head"], "cpu")
