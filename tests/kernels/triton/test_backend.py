@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,12 +14,17 @@ from attnkit import CompetingMaskPredictor, Grid, HeadMix, MaskPredictor, Thresh
 from attnkit.kernels import dispatch, recording
 from attnkit.kernels.call import AttendCall
 from attnkit.kernels.ops.stencil import STENCIL
+from attnkit.kernels.ops.token_sets import SetTables
 from attnkit.kernels.triton import backend, version
 from attnkit.layouts import Blocks, Dense, RelativeTable, Stencil, TokenMask, TokenSets
 from attnkit.testing import random_qkv
 
 LAYOUT = Blocks.windows(Grid(4, 4), 2)
 WINDOWS = Stencil(Grid(4, 4), 3)
+
+
+def lists_of_16():
+    return TokenSets(torch.zeros(16, 2, dtype=torch.int64), 16)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +45,7 @@ def test_what_it_takes(dtype):
     assert reasons(widths=(256, 3), dtype=dtype) == ""
 
 
-@pytest.mark.parametrize("layout", [TokenSets(torch.zeros(16, 2, dtype=torch.int64), 16), TokenMask(torch.eye(16) > 0)])
+@pytest.mark.parametrize("layout", [lists_of_16(), TokenMask(torch.eye(16) > 0)])
 def test_it_takes_token_sets(layout):
     assert reasons(layout) == ""
 
@@ -101,6 +109,27 @@ def test_tiles_take_queries_together_that_share_a_basis_row(group, prefix):
         mix(torch.zeros(3, grid.tokens, 32), grid)
     assert choices[0].call.layout.query_groups is None
     assert backend.TritonBackend().how(choices[0].call) == ""
+
+
+@pytest.mark.parametrize("groups", [None, torch.tensor([2, 0, 1, 0] * 4)])
+def test_its_kernels_are_given_the_order_of_groups(monkeypatch, groups):
+    """Their results would be right without it, and tiles would visit more."""
+    given = []
+
+    def op(q, k, v, *rest):
+        given.append(SetTables(*rest))
+        return v, q[..., 0], q[..., 0]
+
+    monkeypatch.setattr(backend, "TOKEN_PAIR", SimpleNamespace(op=op))
+    for layout in (TokenMask(torch.eye(16) > 0, query_groups=groups), replace(lists_of_16(), query_groups=groups)):
+        backend.TritonBackend().run(AttendCall(*random_qkv((16, 16), dtype=torch.float32), layout, 1.0))
+    for tables in given:
+        if groups is None:
+            assert tables.order is None
+        else:
+            first = [*range(1, 16, 2), *range(2, 16, 4), *range(0, 16, 4)]
+            assert tables.order.dtype == torch.int32 and tables.order.flatten().tolist() == first
+    assert len(given) == 2
 
 
 @pytest.mark.parametrize(
